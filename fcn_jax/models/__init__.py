@@ -1,0 +1,1 @@
+"""The network: geometry, bilinear upsampling, VGG-16 and the FCNs on it."""

@@ -1,0 +1,122 @@
+"""What the network's tests compare with, written from the definitions in numpy."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+# name: (side of the kernel, channels in, channels out) at width 1, in order.
+BODY = {
+    "conv1_1": (3, 3, 64),
+    "conv1_2": (3, 64, 64),
+    "conv2_1": (3, 64, 128),
+    "conv2_2": (3, 128, 128),
+    "conv3_1": (3, 128, 256),
+    "conv3_2": (3, 256, 256),
+    "conv3_3": (3, 256, 256),
+    "conv4_1": (3, 256, 512),
+    "conv4_2": (3, 512, 512),
+    "conv4_3": (3, 512, 512),
+    "conv5_1": (3, 512, 512),
+    "conv5_2": (3, 512, 512),
+    "conv5_3": (3, 512, 512),
+    "fc6": (7, 512, 4096),
+    "fc7": (1, 4096, 4096),
+}
+# Score layers (name: channels in) and upsamplings (name: factor) of each variant.
+SCORES = {"score_fr": 4096, "score_pool4": 512, "score_pool3": 256}
+UPSAMPLINGS = {
+    "fcn32s": {"upscore": 32},
+    "fcn16s": {"upscore2": 2, "upscore16": 16},
+    "fcn8s": {"upscore2": 2, "upscore_pool4": 2, "upscore8": 8},
+}
+
+
+def bilinear(factor: int) -> np.ndarray:
+    """The bilinear kernel, entry by entry."""
+    k = 2 * factor - factor % 2
+    center = factor - 1 if k % 2 else factor - 0.5
+    kernel = np.zeros((k, k))
+    for i in range(k):
+        for j in range(k):
+            vertical = 1 - abs(i - center) / factor
+            kernel[i, j] = vertical * (1 - abs(j - center) / factor)
+    return kernel
+
+
+def scatter(x: np.ndarray, kernel: np.ndarray, factor: int) -> np.ndarray:
+    """Transposed convolution of [B, H, W, C] by [k, k, C, D], cut to factor * side.
+
+    Each pixel adds its footprint; then k - factor is cut away, half on each side.
+    """
+    b, h, w, _ = x.shape
+    k, classes = kernel.shape[0], kernel.shape[-1]
+    y = np.zeros((b, (h - 1) * factor + k, (w - 1) * factor + k, classes))
+    for i in range(h):
+        for j in range(w):
+            footprint = np.einsum("nc,abcd->nabd", x[:, i, j], kernel)
+            top, left = factor * i, factor * j
+            y[:, top : top + k, left : left + k] += footprint
+    cut = (k - factor) // 2
+    return y[:, cut : cut + factor * h, cut : cut + factor * w]
+
+
+def random_weights(rng, *, width: float, num_classes: int) -> dict:
+    """Random kernels (OIHW) and biases of every layer a network may have.
+
+    Biases are of the size of the features, so that none may be forgotten, and
+    upsampling kernels ([in, out, k, k]) have no symmetry.
+    """
+
+    def conv(side, fan_in, filters):
+        scale = np.sqrt(2 / (side * side * fan_in))
+        kernel = scale * rng.normal(size=(filters, fan_in, side, side))
+        return kernel.astype(np.float32), rng.normal(0, 30, filters).astype(np.float32)
+
+    def thin(filters):
+        return filters if filters == 3 else int(filters * width)
+
+    weights = {n: conv(s, thin(i), thin(o)) for n, (s, i, o) in BODY.items()}
+    weights["fc8"] = conv(1, thin(4096), num_classes)
+    for name, channels in SCORES.items():
+        weights[name] = conv(1, thin(channels), num_classes)
+    for factors in UPSAMPLINGS.values():
+        for name, factor in factors.items():
+            k = 2 * factor
+            kernel = rng.uniform(-1, 1, (num_classes, num_classes, k, k)) / factor
+            weights[name] = kernel.astype(np.float32)
+    return weights
+
+
+def body_params(weights: dict) -> dict:
+    """The body's parameters as the library lays them out: kernels HWIO."""
+    return {name: _conv_params(*weights[name]) for name in BODY}
+
+
+def head_params(weights: dict, variant: str, learned: bool = False) -> dict:
+    """The head's parameters of a variant, with upsampling kernels if learned."""
+    scores = list(SCORES)[: len(UPSAMPLINGS[variant])]
+    params = {name: _conv_params(*weights[name]) for name in scores}
+    if learned:
+        for name in UPSAMPLINGS[variant]:
+            params[name] = {"kernel": weights[name].transpose(2, 3, 0, 1)}
+    return params
+
+
+def _conv_params(kernel: np.ndarray, bias: np.ndarray) -> dict:
+    return {"kernel": kernel.transpose(2, 3, 1, 0), "bias": bias}
+
+
+@pytest.fixture(scope="session")
+def reference():
+    """The definitions above; modules of tests cannot import one another."""
+    return SimpleNamespace(
+        BODY=BODY,
+        SCORES=SCORES,
+        UPSAMPLINGS=UPSAMPLINGS,
+        bilinear=bilinear,
+        scatter=scatter,
+        random_weights=random_weights,
+        body_params=body_params,
+        head_params=head_params,
+    )

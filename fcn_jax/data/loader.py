@@ -1,0 +1,112 @@
+"""Batches for training: shuffled, augmented, read ahead, placed on the device."""
+
+import collections
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import grain
+import jax
+import numpy as np
+from absl import flags
+
+
+def train_batches(
+    source: Any,
+    augment: Callable[[dict, np.random.Generator], dict],
+    *,
+    batch_size: int,
+    seed: int,
+    start_step: int = 0,
+    threads: int = 2,
+    workers: int = 0,
+) -> Iterator[dict[str, np.ndarray]]:
+    """Batches without end, each epoch in an order of its own.
+
+    The batch of a step is a pure function of (source, augment, batch_size, seed,
+    step): neither ``start_step`` nor the number of threads and workers changes it, so
+    a resumed run sees what it would have seen. An epoch that is no multiple of the
+    batch runs on into the next; nothing is dropped.
+
+    Args:
+        source: ``__len__`` and ``__getitem__`` giving examples (fcn_jax.data.sources).
+        augment: makes an example of the training shape; pickled if ``workers`` > 0.
+        batch_size: examples per batch.
+        seed: decides order and augmentation.
+        start_step: step of the first batch.
+        threads: threads that read, in this process or in each worker, each a batch.
+        workers: processes that read, 0 for none; ``close()`` on the iterator ends
+            them. They are spawned: a script needs ``if __name__ == "__main__":``.
+    Returns:
+        Iterator of {"image": [B, H, W, 3] uint8, "label": [B, H, W] int32}.
+    Raises:
+        ValueError: if the source is empty or the shapes in a batch differ. An error
+            of the source or of ``augment`` arrives as raised, when its batch is due.
+    """
+    if not len(source):
+        raise ValueError("the source holds no examples")
+    batches = (
+        grain.MapDataset.source(source)
+        .seed(seed)
+        .shuffle()
+        # Without end in practice; grain's own infinity overflows in batches of one.
+        .repeat(2**62 // len(source))
+        .random_map(augment)
+        .batch(batch_size, batch_fn=_stack)
+    )[start_step:]
+    batches = batches.to_iter_dataset(grain.ReadOptions(threads, threads))
+    if workers:
+        if not flags.FLAGS.is_parsed():  # In a notebook; grain has flags of its own.
+            flags.FLAGS.mark_as_parsed()
+        batches = batches.mp_prefetch(grain.MultiprocessingOptions(workers))
+    return iter(batches)
+
+
+def prefetch_to_device(
+    batches: Iterable[Any],
+    *,
+    depth: int = 2,
+    put: Callable[[Any], Any] = jax.device_put,
+) -> Iterator[Any]:
+    """Keeps ``depth`` batches on their way to the device ahead of the one in use.
+
+    Args:
+        batches: host batches.
+        depth: batches ahead; 0 for none.
+        put: starts the transfer of one batch and returns it.
+    Yields:
+        ``put(batch)`` in order. An exception surfaces after the batches before it.
+    """
+    batches = iter(batches)
+    ahead: collections.deque = collections.deque()
+    end: Exception | None = None
+    while True:
+        while end is None and len(ahead) <= depth:
+            try:
+                ahead.append(put(next(batches)))
+            except Exception as error:  # StopIteration among them.
+                end = error
+        if not ahead:
+            break
+        yield ahead.popleft()
+    if not isinstance(end, StopIteration):
+        raise end
+
+
+def _stack(examples: list[dict]) -> dict[str, np.ndarray]:
+    first = examples[0]
+    for other in examples:
+        if other["label"].shape != first["label"].shape:
+            raise ValueError(
+                "images of one batch must share a size, but {} is {}x{} and {} is "
+                "{}x{} (height x width): set data.crop, or data.size with no random "
+                "scale, or a batch size of 1".format(
+                    first["name"],
+                    *first["label"].shape,
+                    other["name"],
+                    *other["label"].shape,
+                )
+            )
+    return {
+        key: np.stack([example[key] for example in examples])
+        for key in ("image", "label")
+    }

@@ -1,0 +1,163 @@
+"""Pure functions over an example, ``{"image", "label", ...}``.
+
+``image`` is [H, W, 3] uint8 RGB and ``label`` [H, W] int32, and so they stay; other
+entries pass through. Sizes are (H, W). A transform draws from the generator it is
+given and from nothing else.
+"""
+
+import numpy as np
+from PIL import Image
+
+
+def resize(example: dict, size: tuple[int, int]) -> dict:
+    """Resizes the image bilinearly (antialiased when it shrinks), the label by nearest.
+
+    Both sample at pixel centres, so a label stays under its pixels.
+
+    Args:
+        example: see the module.
+        size: (H, W) wanted.
+    """
+    height, width = _checked(size)
+    image = Image.fromarray(example["image"])
+    image = np.array(image.resize((width, height), Image.Resampling.BILINEAR))
+    label = example["label"]
+    rows = _nearest(label.shape[0], height)
+    columns = _nearest(label.shape[1], width)
+    return example | {"image": image, "label": label[rows[:, None], columns]}
+
+
+def random_scale(
+    example: dict, rng: np.random.Generator, low: float, high: float
+) -> dict:
+    """Resizes both sides by one factor, uniform in [low, high]."""
+    if not 0 < low <= high:
+        raise ValueError(f"scale must be 0 < low <= high, got ({low}, {high})")
+    factor = rng.uniform(low, high)
+    height, width = example["label"].shape
+    return resize(example, (_scaled(height, factor), _scaled(width, factor)))
+
+
+def random_crop(
+    example: dict,
+    rng: np.random.Generator,
+    size: tuple[int, int],
+    *,
+    ignore_label: int,
+    mean_rgb: tuple[float, float, float],
+) -> dict:
+    """Cuts out a window of ``size`` at a random place.
+
+    Along a side where the image is the smaller, it lies at a random place inside the
+    window; the rest is mean-coloured (zero to the network) and void.
+
+    Args:
+        example: see the module.
+        rng: draws the place.
+        size: (H, W) of the window.
+        ignore_label: label of the pixels around the image.
+        mean_rgb: their colour, RGB in [0, 255].
+    """
+    spare = np.subtract(example["label"].shape, _checked(size))
+    top, left = rng.integers(np.minimum(spare, 0), np.maximum(spare, 0), endpoint=True)
+    return _window(example, top, left, size, ignore_label, mean_rgb)
+
+
+def random_flip(example: dict, rng: np.random.Generator) -> dict:
+    """Mirrors left and right, every other time on average."""
+    if rng.random() < 0.5:
+        return example
+    return example | {key: example[key][:, ::-1] for key in ("image", "label")}
+
+
+def pad(
+    example: dict,
+    size: tuple[int, int],
+    *,
+    ignore_label: int,
+    mean_rgb: tuple[float, float, float],
+) -> dict:
+    """Pads below and on the right with mean-coloured pixels and void.
+
+    Args:
+        example: see the module.
+        size: (H, W) wanted.
+        ignore_label: label of the new pixels.
+        mean_rgb: their colour, RGB in [0, 255].
+    Raises:
+        ValueError: if the image is larger than ``size``.
+    """
+    height, width = example["label"].shape
+    if height > size[0] or width > size[1]:
+        raise ValueError(f"cannot pad an image of {height}x{width} to size {size}")
+    return _window(example, 0, 0, size, ignore_label, mean_rgb)
+
+
+def augment(
+    example: dict,
+    rng: np.random.Generator,
+    *,
+    size: tuple[int, int] | tuple[()],
+    scale: tuple[float, float],
+    crop: tuple[int, int] | tuple[()],
+    flip: bool,
+    ignore_label: int,
+    mean_rgb: tuple[float, float, float],
+) -> dict:
+    """Resizes, scales, crops and flips, in this order, for training.
+
+    Args:
+        example: see the module.
+        rng: draws scale, crop and flip.
+        size: (H, W) to resize to first; () leaves the image's own.
+        scale: (low, high) factors of ``random_scale``; (1, 1) for none.
+        crop: (H, W) of ``random_crop``; () for none.
+        flip: whether to mirror at random.
+        ignore_label: label of pixels beyond the image.
+        mean_rgb: colour of pixels beyond the image, RGB in [0, 255].
+    """
+    if size:
+        example = resize(example, size)
+    if tuple(scale) != (1, 1):
+        example = random_scale(example, rng, *scale)
+    if crop:
+        example = random_crop(
+            example, rng, crop, ignore_label=ignore_label, mean_rgb=mean_rgb
+        )
+    return random_flip(example, rng) if flip else example
+
+
+def _window(
+    example: dict,
+    top: int,
+    left: int,
+    size: tuple[int, int],
+    ignore_label: int,
+    mean_rgb: tuple[float, float, float],
+) -> dict:
+    """Views ``example`` through a window whose corner may lie outside it."""
+    height, width = size
+    image = np.empty((height, width, 3), np.uint8)
+    image[:] = np.rint(mean_rgb)
+    label = np.full((height, width), ignore_label, np.int32)
+    source = np.s_[max(top, 0) : top + height, max(left, 0) : left + width]
+    seen = example["label"][source]
+    target = np.s_[max(-top, 0) :, max(-left, 0) :]
+    label[target][: seen.shape[0], : seen.shape[1]] = seen
+    image[target][: seen.shape[0], : seen.shape[1]] = example["image"][source]
+    return example | {"image": image, "label": label}
+
+
+def _nearest(old: int, new: int) -> np.ndarray:
+    """Index [new] of the old pixel that holds each new centre, (i + 1/2) old / new."""
+    return (2 * np.arange(new) + 1) * old // (2 * new)
+
+
+def _scaled(side: int, factor: float) -> int:
+    return max(1, round(side * factor))
+
+
+def _checked(size: tuple[int, int]) -> tuple[int, int]:
+    if len(size) != 2 or min(size) < 1:
+        raise ValueError(f"size must be (H, W), both at least 1, got {size}")
+    return size

@@ -1,0 +1,79 @@
+"""One pass over a split: every image at its full size into one confusion matrix."""
+
+import collections
+from collections.abc import Callable, Collection, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from fcn_jax.evaluation.metrics import confusion_matrix
+
+RESULT_ROWS = 10  # Examples shown in the picture of the results.
+
+Kept = tuple[str, np.ndarray, np.ndarray, np.ndarray]
+
+
+def evaluate(
+    predict: Callable[[np.ndarray], np.ndarray],
+    source: Any,
+    *,
+    num_classes: int,
+    ignore_label: int = 255,
+    keep: Collection[int] = (),
+    progress: bool = True,
+) -> tuple[np.ndarray, list[Kept]]:
+    """Compares the predictions for all images of a source with their labels.
+
+    Args:
+        predict: takes an image [H, W, 3] uint8, gives labels [H, W].
+        source: ``__len__`` and ``__getitem__`` giving examples (fcn_jax.data.sources).
+        num_classes: C.
+        ignore_label: label of void pixels, which do not count.
+        keep: indices of the examples to return, for pictures.
+        progress: whether to show a progress bar.
+    Returns:
+        confusion: [C, C] int64, ``confusion[true, predicted]`` in pixels.
+        kept: (name, image, label, prediction) of each index of ``keep``, in the order
+            of the source.
+    Raises:
+        ValueError: if a prediction has not the shape of its label or is out of range;
+            errors of the source pass through.
+    """
+    confusion = np.zeros((num_classes, num_classes), np.int64)
+    kept = []
+    bar = tqdm(
+        _read_ahead(source),
+        desc="evaluate",
+        total=len(source),
+        unit="image",
+        disable=not progress,
+    )
+    for i, example in enumerate(bar):
+        image, label, name = example["image"], example["label"], example["name"]
+        prediction = np.asarray(predict(image))
+        confusion += confusion_matrix(
+            label, prediction, num_classes=num_classes, ignore_label=ignore_label
+        )
+        if i in keep:
+            kept.append((name, image, label, prediction))
+    return confusion, kept
+
+
+def spread(n: int, k: int) -> list[int]:
+    """The middles of ``k`` equal parts of ``range(n)``; all of it if it is shorter."""
+    k = min(n, k)
+    return [(2 * i + 1) * n // (2 * k) for i in range(k)]
+
+
+def _read_ahead(source: Any, *, threads: int = 2, depth: int = 4) -> Iterator[dict]:
+    """The examples in order, decoded while the ones before them are in use."""
+    ahead: collections.deque = collections.deque()
+    with ThreadPoolExecutor(threads) as pool:
+        for i in range(len(source)):
+            ahead.append(pool.submit(source.__getitem__, i))
+            if len(ahead) > depth:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()

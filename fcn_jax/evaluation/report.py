@@ -1,0 +1,74 @@
+"""The figures of an evaluation as a dictionary, a table and files."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fcn_jax.evaluation.evaluate import Kept
+from fcn_jax.evaluation.metrics import iu_per_class, summarize
+from fcn_jax.files import write_json
+from fcn_jax.visualize import results_figure
+
+SCORES = ("pixel_accuracy", "mean_accuracy", "mean_iu", "frequency_weighted_iu")
+
+
+def report(confusion: np.ndarray, class_names: Sequence[str]) -> dict[str, Any]:
+    """The four metrics and the IU of each class, ready for JSON.
+
+    Args:
+        confusion: [C, C] int64, ``confusion[true, predicted]`` in pixels.
+        class_names: C names.
+    Returns:
+        "pixel_accuracy", "mean_accuracy", "mean_iu", "frequency_weighted_iu" in [0, 1],
+        and "iu": {class name: IU, None for a class that does not occur}.
+    """
+    per_class = zip(class_names, iu_per_class(confusion), strict=True)
+    figures = {**summarize(confusion), "iu": dict(per_class)}
+    return _without_nan(figures)
+
+
+def table(figures: dict[str, Any]) -> str:
+    """The figures of `report` as lines to print, in per cent."""
+
+    def percent(value: float | None) -> str:
+        return "     -" if value is None else f"{100 * value:6.2f}"
+
+    rows = [(name.replace("_", " "), figures[name]) for name in SCORES]
+    rows += [(f"  IU {name}", value) for name, value in figures["iu"].items()]
+    width = max(len(name) for name, _ in rows)
+    return "\n".join(f"{name:<{width}} {percent(value)}" for name, value in rows)
+
+
+def write_report(
+    folder: Path,
+    figures: dict[str, Any],
+    rows: Sequence[Kept],
+    class_names: Sequence[str],
+    *,
+    ignore_label: int,
+    suffix: str = "",
+) -> None:
+    """Writes metrics.json and results.png, ``suffix`` before the dot.
+
+    Args:
+        folder: where to.
+        figures: of `report`, and what else belongs to them.
+        rows: the examples that `evaluate` kept.
+        class_names: C names.
+        ignore_label: label of void pixels.
+        suffix: tells several evaluations in one folder apart.
+    """
+    write_json(folder / f"metrics{suffix}.json", figures)
+    results_figure(
+        folder / f"results{suffix}.png", rows, class_names, ignore_label=ignore_label
+    )
+
+
+def _without_nan(value: Any) -> Any:
+    """NaN is no JSON; None says that there was nothing to measure."""
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    return None if math.isnan(value) else float(value)

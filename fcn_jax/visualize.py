@@ -1,0 +1,238 @@
+"""Label maps in colour, rows of results, learning curves."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from fcn_jax.files import replacing
+
+_CELL = 2.8  # Width of a picture in results_figure, inches.
+_TITLES = ("image", "ground truth", "prediction")
+_LETTERS = 14  # Of font size 8, about so many to the inch.
+_DPI = 100
+_MAX_PIXELS = 20_000  # Height of results_figure; many rows shrink to fit.
+_SCORES = {"mean_iu": "mean IU", "pixel_accuracy": "pixel accuracy"}
+
+
+def colormap(n: int = 256) -> np.ndarray:
+    """The colours of PASCAL VOC: bits 0, 3, 6, ... of an index are the red, and so on.
+
+    Args:
+        n: number of colours.
+    Returns:
+        [n, 3] uint8, RGB; 0 is black and 255, VOC's void, (224, 224, 192).
+    Reference: VOClabelcolormap.m of the VOC development kit.
+    """
+    index, channel = np.arange(n)[:, None], np.arange(3)
+    bits = [(index >> (3 * i + channel) & 1) << (7 - i) for i in range(8)]
+    return sum(bits).astype(np.uint8)  # [n, 3]
+
+
+def colorize(labels: np.ndarray, *, ignore_label: int = 255) -> np.ndarray:
+    """Labels in the colours of `colormap`.
+
+    Args:
+        labels: [...] integers in [0, 255], or ``ignore_label``.
+        ignore_label: label of void pixels, which get VOC's void colour.
+    Returns:
+        [..., 3] uint8, RGB.
+    Raises:
+        ValueError: if ``labels`` are not integers or out of range.
+    """
+    labels = np.asarray(labels)
+    return colormap()[_as_bytes(np.where(labels == ignore_label, 255, labels))]
+
+
+def overlay(
+    image: np.ndarray,
+    labels: np.ndarray,
+    *,
+    alpha: float = 0.5,
+    ignore_label: int = 255,
+) -> np.ndarray:
+    """The image tinted with the colours of its labels; void pixels stay as they are.
+
+    Args:
+        image: [..., H, W, 3] uint8 or float, RGB in [0, 255].
+        labels: [..., H, W] integers in [0, 255], or ``ignore_label``.
+        alpha: share of the labels' colours, in [0, 1].
+        ignore_label: label of void pixels.
+    Returns:
+        [..., H, W, 3] uint8, RGB.
+    Raises:
+        ValueError: if the shapes differ or the labels are out of range.
+    """
+    image, labels = np.asarray(image), np.asarray(labels)
+    if image.shape != (*labels.shape, 3):
+        raise ValueError(
+            f"image {image.shape} and labels {labels.shape} do not belong together: "
+            "expected [H, W, 3] and [H, W]"
+        )
+    share = np.where(labels == ignore_label, 0, alpha)[..., None]
+    colors = colorize(labels, ignore_label=ignore_label)
+    mixed = (1 - share) * image + share * colors
+    return np.clip(np.rint(mixed), 0, 255).astype(np.uint8)
+
+
+def save_image(path: str | Path, image: np.ndarray) -> None:
+    """Writes [H, W, 3] uint8 RGB as PNG."""
+    with replacing(path) as unfinished:
+        Image.fromarray(image).save(unfinished, format="PNG")
+
+
+def save_label_png(path: str | Path, labels: np.ndarray) -> None:
+    """Writes labels as PASCAL VOC does: a PNG of class indices with a palette.
+
+    Args:
+        path: of the file, replaced as a whole.
+        labels: [H, W] integers in [0, 255].
+    Raises:
+        ValueError: if ``labels`` are not integers or out of range.
+    """
+    picture = Image.fromarray(_as_bytes(np.asarray(labels)))
+    picture.putpalette(colormap().tobytes())
+    with replacing(path) as unfinished:
+        picture.save(unfinished, format="PNG")
+
+
+def results_figure(
+    path: str | Path,
+    rows: Sequence[tuple[str, np.ndarray, np.ndarray, np.ndarray]],
+    class_names: Sequence[str],
+    *,
+    ignore_label: int = 255,
+) -> None:
+    """Draws rows of image | ground truth | prediction above a legend, as PNG.
+
+    Args:
+        path: of the file, replaced as a whole.
+        rows: one or more of (name, image [H, W, 3] uint8 RGB, label [H, W], prediction
+            [H, W]), labels as `colorize` takes them; sizes may differ.
+        class_names: of classes 0, 1, ...; the legend shows the number of any other.
+        ignore_label: label of void pixels.
+    """
+    from matplotlib.figure import Figure
+
+    shapes = np.array([label.shape for _, _, label, _ in rows])
+    heights = _CELL * np.clip(shapes[:, 0] / shapes[:, 1], 0.3, 1.5)
+    figure = Figure((3 * _CELL, heights.sum() + 1), layout="compressed")
+    grid = figure.subplots(len(rows), 3, squeeze=False, height_ratios=heights)
+    for cells, height, (name, image, *labels) in zip(grid, heights, rows, strict=True):
+        cells[0].imshow(image)
+        for cell, label in zip(cells[1:], labels, strict=True):
+            colors = colorize(label, ignore_label=ignore_label)
+            cell.imshow(colors, interpolation="nearest")  # Mixed colours mean nothing.
+        for cell in cells:
+            cell.set(xticks=[], yticks=[])
+            cell.spines[:].set_visible(False)
+        name = _tail(name, int(_LETTERS * height))
+        cells[0].set_ylabel(name, fontsize=8, parse_math=False)
+    for cell, title in zip(grid[0], _TITLES, strict=True):
+        cell.set_title(title, fontsize=11)
+    _add_legend(figure, _legend_entries(rows, class_names, ignore_label))
+    dpi = min(_DPI, _MAX_PIXELS / figure.get_figheight())
+    with replacing(path) as unfinished:
+        figure.savefig(unfinished, format="png", dpi=dpi, bbox_inches="tight")
+
+
+def learning_curves(path: str | Path, records: Sequence[dict[str, Any]]) -> None:
+    """Draws the training loss and the validation scores over the steps, as PNG.
+
+    Args:
+        path: of the file, replaced as a whole.
+        records: entries of a run's log: with "step" and "loss" of training, with
+            "step", "mean_iu" and "pixel_accuracy" of validation; others are ignored.
+            Of a step that a resumed run logged again, the last entry counts.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure((10, 3.8), layout="constrained")
+    left, right = figure.subplots(1, 2, sharex=True)
+    _draw_loss(left, *_curve(records, "loss"))
+    _draw_scores(right, {key: _curve(records, key) for key in _SCORES})
+    for panel in (left, right):
+        panel.set_xlabel("step")
+        panel.grid(alpha=0.3)
+        panel.spines[["top", "right"]].set_visible(False)
+    with replacing(path) as unfinished:
+        figure.savefig(unfinished, format="png", dpi=_DPI)
+
+
+def _draw_loss(panel: Any, steps: np.ndarray, loss: np.ndarray) -> None:
+    panel.set_title("training loss")
+    if not len(steps):
+        return
+    window = np.ones(min(max(1, len(loss) // 20), 100))
+    # The window is cut at the ends of the curve.
+    weight = np.convolve(np.ones(len(loss)), window, "same")
+    smooth = np.convolve(loss, window, "same") / weight
+    panel.plot(steps, loss, color="tab:blue", alpha=0.3, linewidth=1)
+    panel.plot(steps, smooth, color="tab:blue", linewidth=2)
+    if loss.min() > 0 and loss.max() > 20 * loss.min():
+        panel.set_yscale("log")
+
+
+def _draw_scores(panel: Any, curves: dict[str, tuple[np.ndarray, np.ndarray]]) -> None:
+    panel.set_title("validation")
+    panel.set_ylim(0, 1)
+    for key, (steps, values) in curves.items():
+        style = {"marker": "o", "markersize": 4, "clip_on": False}
+        panel.plot(steps, values, label=_SCORES[key], **style)
+    panel.legend(loc="lower right")
+
+
+def _curve(records: Sequence[dict], key: str) -> tuple[np.ndarray, np.ndarray]:
+    points = {record["step"]: record[key] for record in records if key in record}
+    steps = sorted(points)
+    return np.array(steps), np.array([points[step] for step in steps], float)
+
+
+def _legend_entries(
+    rows: Sequence[tuple], class_names: Sequence[str], ignore_label: int
+) -> list[tuple[str, np.ndarray]]:
+    """Names and colours: all classes if they are few, else those that occur; void."""
+    seen = {
+        int(i) for _, _, *maps in rows for labels in maps for i in np.unique(labels)
+    }
+    if len(class_names) <= 21:
+        seen |= set(range(len(class_names)))
+    names = dict(enumerate(class_names))
+    classes = sorted(seen - {ignore_label})
+    entries = [(names.get(i, str(i)), colormap()[i]) for i in classes]
+    return entries + [("void", colormap()[255])] * (ignore_label in seen)
+
+
+def _add_legend(figure: Any, entries: list[tuple[str, np.ndarray]]) -> None:
+    from matplotlib.patches import Patch
+
+    names, colors = zip(*entries, strict=True)
+    # A patch and its margins take the room of eight letters.
+    columns = int(_LETTERS * figure.get_figwidth() / (8 + max(map(len, names))))
+    legend = figure.legend(
+        [Patch(facecolor=color / 255, edgecolor="grey") for color in colors],
+        ["-" for _ in names],
+        loc="outside lower center",
+        ncols=max(1, min(columns, len(names))),
+        fontsize=8,
+        frameon=False,
+    )
+    # Names go in late: matplotlib drops labels like "_background_" from a legend.
+    for text, name in zip(legend.get_texts(), names, strict=True):
+        text.set(text=name, parse_math=False)
+
+
+def _tail(name: str, length: int) -> str:
+    return name if len(name) <= length else "…" + name[1 - length :]
+
+
+def _as_bytes(labels: np.ndarray) -> np.ndarray:
+    if not np.issubdtype(labels.dtype, np.integer):
+        raise ValueError(f"labels must be integers, got {labels.dtype}")
+    if labels.size and not 0 <= labels.min() <= labels.max() <= 255:
+        raise ValueError(
+            f"labels must be in [0, 255], got [{labels.min()}, {labels.max()}]"
+        )
+    return labels.astype(np.uint8)

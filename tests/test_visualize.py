@@ -1,0 +1,146 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+from fcn_jax.data.sources import read_label
+from fcn_jax.visualize import (
+    colorize,
+    colormap,
+    learning_curves,
+    overlay,
+    results_figure,
+    save_image,
+    save_label_png,
+)
+
+VOID = (224, 224, 192)
+
+
+def row(name, height, width, *labels):
+    maps = [np.full((height, width), label) for label in labels]
+    return name, np.zeros((height, width, 3), np.uint8), *maps
+
+
+@pytest.mark.parametrize(
+    "index, color",
+    [
+        (0, (0, 0, 0)),
+        (1, (128, 0, 0)),
+        (15, (192, 128, 128)),
+        (20, (0, 64, 128)),
+        (255, VOID),
+    ],
+)
+def test_colormap_is_that_of_voc(index, color):
+    assert tuple(colormap()[index]) == color
+
+
+def test_colormap_of_n_colors_is_its_beginning():
+    assert colormap(21).dtype == np.uint8
+    np.testing.assert_array_equal(colormap(21), colormap()[:21])
+    assert len(np.unique(colormap(), axis=0)) == 256
+
+
+def test_colorize_gives_void_its_color_whatever_its_value():
+    labels = np.array([[0, 1], [11, -1]])
+    expected = [[(0, 0, 0), (128, 0, 0)], [(192, 128, 0), VOID]]
+    np.testing.assert_array_equal(colorize(labels, ignore_label=-1), expected)
+
+
+@pytest.mark.parametrize("value", [-1, 256])
+def test_labels_without_a_color_are_refused(value, tmp_path):
+    labels = np.array([[0, value]])
+    with pytest.raises(ValueError, match=rf"in \[0, 255\], got .*{value}"):
+        colorize(labels)
+    with pytest.raises(ValueError, match=rf"in \[0, 255\], got .*{value}"):
+        save_label_png(tmp_path / "x.png", labels)
+    assert not list(tmp_path.iterdir())
+
+
+def test_labels_that_are_no_integers_are_refused():
+    with pytest.raises(ValueError, match="integers, got float"):
+        colorize(np.zeros((2, 2)))
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+def test_overlay_blends_classes_and_leaves_void(dtype):
+    image = np.array([[(200, 100, 0), (200, 100, 0), (10, 20, 30)]], dtype)
+    expected = [[(164, 50, 0), (100, 50, 0), (10, 20, 30)]]
+    blended = overlay(image, np.array([[1, 0, 255]]))
+    np.testing.assert_array_equal(blended, expected)
+    assert blended.dtype == np.uint8
+
+
+def test_overlay_of_alpha_one_is_the_colors():
+    labels = np.array([[3, 4]])
+    image = np.full((1, 2, 3), 77, np.uint8)
+    np.testing.assert_array_equal(overlay(image, labels, alpha=1), colorize(labels))
+
+
+def test_overlay_of_other_size_is_refused():
+    with pytest.raises(ValueError, match=r"\(2, 3, 3\) and labels \(3, 2\)"):
+        overlay(np.zeros((2, 3, 3), np.uint8), np.zeros((3, 2), int))
+
+
+def test_label_png_holds_indices_and_the_palette(tmp_path):
+    labels = np.array([[0, 1, 20], [15, 254, 255]])
+    save_label_png(tmp_path / "x.png", labels)
+    np.testing.assert_array_equal(read_label(tmp_path / "x.png"), labels)
+    with Image.open(tmp_path / "x.png") as picture:
+        assert picture.mode == "P"
+        np.testing.assert_array_equal(picture.convert("RGB"), colorize(labels))
+
+
+def test_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
+    path = tmp_path / "x.png"
+    save_image(path, np.full((2, 2, 3), 9, np.uint8))
+    before = path.read_bytes()
+    with pytest.raises(TypeError):
+        save_image(path, np.zeros((2, 2, 5), np.uint8))
+    with pytest.raises(ValueError):  # The palette is one of bytes.
+        save_label_png(path, np.array([[300]]))
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_results_figure_shows_the_colors_of_all_rows(tmp_path):
+    rows = [row("a", 30, 40, 255, 1), row("a_" * 40, 20, 200, 2, 20)]
+    rows.append(row("$x^$", 90, 30, 15, 0))
+    names = ["_background_", "a $price$", *"cdefghijklmnopqrstu"]
+    results_figure(tmp_path / "results.png", rows, names)
+    with Image.open(tmp_path / "results.png") as picture:
+        assert max(picture.size) < 1000
+        colors = {color for _, color in picture.convert("RGB").getcolors(2**20)}
+    assert colors >= {tuple(map(int, colormap()[i])) for i in (1, 2, 15, 20, 255)}
+    assert [path.name for path in tmp_path.iterdir()] == ["results.png"]
+
+
+def test_results_figure_takes_void_and_classes_without_names(tmp_path):
+    path = tmp_path / "results.png"
+    results_figure(path, [row("a", 8, 8, 11, 3)], [], ignore_label=11)
+    with Image.open(path) as picture:
+        colors = {color for _, color in picture.convert("RGB").getcolors(2**20)}
+    assert VOID in colors and (192, 128, 0) not in colors
+
+
+@pytest.mark.parametrize(
+    "losses, scores",
+    [([], []), ([2.5], [0.3]), ([5.0, 0.01], []), ([1.0, float("nan")], [0.1, 0.2])],
+)
+def test_learning_curves_draw_whatever_was_logged(losses, scores, tmp_path):
+    records = [{"step": i, "loss": loss} for i, loss in enumerate(losses)]
+    records += [
+        {"step": i, "mean_iu": score, "pixel_accuracy": score}
+        for i, score in enumerate(scores)
+    ]
+    learning_curves(tmp_path / "curves.png", records)
+    with Image.open(tmp_path / "curves.png") as picture:
+        assert picture.size == (1000, 380)
+
+
+def test_learning_curves_take_the_last_entry_of_a_step(tmp_path):
+    once = [{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.0}]
+    learning_curves(tmp_path / "once.png", once)
+    learning_curves(tmp_path / "twice.png", [{"step": 2, "loss": 9.0}, *once])
+    first, second = ((tmp_path / f"{n}.png").read_bytes() for n in ("once", "twice"))
+    assert first == second

@@ -1,0 +1,1 @@
+"""Trained networks at work on images of any size."""

@@ -1,0 +1,367 @@
+import json
+import logging
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.numpy import load_file, save_file
+
+from fcn_jax.models.fcn import FCN
+from fcn_jax.weights import store
+
+WIDTH = 1 / 32
+MODEL = FCN(variant="fcn16s", num_classes=3, width=WIDTH, mean_rgb=(1.0, 2.0, 3.0))
+
+# Layer, inputs and outputs of VGG-16 at this width, and where torchvision keeps it.
+LAYERS = (
+    ("conv1_1", 3, 2, "features.0"),
+    ("conv1_2", 2, 2, "features.2"),
+    ("conv2_1", 2, 4, "features.5"),
+    ("conv2_2", 4, 4, "features.7"),
+    ("conv3_1", 4, 8, "features.10"),
+    ("conv3_2", 8, 8, "features.12"),
+    ("conv3_3", 8, 8, "features.14"),
+    ("conv4_1", 8, 16, "features.17"),
+    ("conv4_2", 16, 16, "features.19"),
+    ("conv4_3", 16, 16, "features.21"),
+    ("conv5_1", 16, 16, "features.24"),
+    ("conv5_2", 16, 16, "features.26"),
+    ("conv5_3", 16, 16, "features.28"),
+    ("fc6", 16, 128, "classifier.0"),
+    ("fc7", 128, 128, "classifier.3"),
+    ("fc8", 128, 10, "classifier.6"),
+)
+
+
+def random_body(*, without=()):
+    rng = np.random.default_rng(0)
+    body = {}
+    for name, inputs, outputs, _ in LAYERS:
+        side = {"conv": 3, "fc6": 7}.get(name.rstrip("12345_"), 1)
+        kernel = rng.normal(size=(side, side, inputs, outputs)).astype(np.float32)
+        bias = rng.normal(size=outputs).astype(np.float32)
+        if not name.startswith(tuple(without)):
+            body[name] = {"kernel": kernel, "bias": bias}
+    return body
+
+
+def write_npy(path, body):
+    entries = {name: [layer["kernel"], layer["bias"]] for name, layer in body.items()}
+    if "conv1_1" in entries:
+        entries["conv1_1"][0] = entries["conv1_1"][0][:, :, ::-1]  # BGR
+    with open(path, "wb") as file:
+        np.save(file, entries, allow_pickle=True)
+    return path
+
+
+def write_torchvision(path, body, dtype=np.float32):
+    tensors = {}
+    for name, _, outputs, torch_name in LAYERS:
+        weight = body[name]["kernel"].transpose(3, 2, 0, 1)  # OIHW
+        if name == "conv1_1":
+            weight = weight * 255 * np.array([0.229, 0.224, 0.225])[:, None, None]
+        if name.startswith("fc"):
+            weight = weight.reshape(outputs, -1)
+        tensors[f"{torch_name}.weight"] = np.ascontiguousarray(weight, dtype)
+        tensors[f"{torch_name}.bias"] = body[name]["bias"].astype(dtype)
+    save_file(tensors, path)
+    return path
+
+
+def assert_same(params, expected, **tolerance):
+    assert jax.tree.structure(params) == jax.tree.structure(expected)
+    for ours, wanted in zip(
+        jax.tree.leaves(params), jax.tree.leaves(expected), strict=True
+    ):
+        assert ours.dtype == np.float32
+        np.testing.assert_allclose(ours, wanted, **(tolerance or {"rtol": 0}))
+
+
+def random_params(model):
+    """Parameters of the right shapes, without the time to compile an init."""
+    rng = np.random.default_rng(0)
+    image = jnp.zeros([1, 1, 1, 3])
+    shapes = jax.eval_shape(model.init, jax.random.key(0), image)["params"]
+    return jax.tree.map(lambda s: rng.normal(size=s.shape).astype(np.float32), shapes)
+
+
+@pytest.fixture(scope="module")
+def params():
+    return random_params(MODEL)
+
+
+@pytest.fixture
+def saved(tmp_path, params):
+    path = tmp_path / "fcn.safetensors"
+    store.save(path, MODEL, params, class_names=("sky", "road", "car"))
+    return path
+
+
+def rewrite(path, tensors=None, **metadata):
+    """Changes the arrays or the metadata of a saved file."""
+    with store.safe_open(path, framework="numpy") as file:
+        metadata = file.metadata() | metadata
+    save_file(load_file(path) if tensors is None else tensors, path, metadata)
+
+
+def test_read_vgg16_npy_gives_its_numbers(tmp_path):
+    body = store.read_vgg16(write_npy(tmp_path / "vgg16.npy", random_body()))
+    assert_same(body.params, random_body())
+    assert body.mean_rgb == (123.68, 116.779, 103.939)
+
+
+def test_read_vgg16_torchvision_gives_its_numbers(tmp_path):
+    path = write_torchvision(tmp_path / "vgg16.safetensors", random_body())
+    body = store.read_vgg16(path)
+    assert_same(body.params, random_body(), rtol=1e-6)
+    np.testing.assert_allclose(body.mean_rgb, (123.675, 116.28, 103.53), rtol=1e-12)
+
+
+def test_read_vgg16_bfloat16_becomes_float32(tmp_path):
+    path = tmp_path / "vgg16.safetensors"
+    write_torchvision(path, random_body(), ml_dtypes.bfloat16)
+    assert_same(store.read_vgg16(path).params, random_body(), rtol=2**-8)
+
+
+def test_read_vgg16_of_a_type_numpy_lacks_is_refused(tmp_path):
+    path = tmp_path / "vgg16.safetensors"
+    header = b'{"features.0.bias":{"dtype":"F8_E4M3","shape":[2],"data_offsets":[0,2]}}'
+    path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(2))
+    with pytest.raises(ValueError, match="holds a type that numpy lacks: .*float8"):
+        store.read_vgg16(path)
+
+
+def test_read_vgg16_knows_a_file_by_its_content(tmp_path):
+    body = random_body()
+    as_npy = write_npy(tmp_path / "a.safetensors", body)
+    as_safetensors = write_torchvision(tmp_path / "b.npy", body)
+    assert store.read_vgg16(as_npy).source == "caffe-tensorflow .npy, BGR"
+    assert store.read_vgg16(as_safetensors).source == "PyTorch .safetensors, RGB"
+
+
+def test_read_vgg16_of_a_saved_network_gives_its_body(saved, params):
+    body = store.read_vgg16(saved)
+    assert_same(body.params, params["body"])
+    assert body.mean_rgb == (1.0, 2.0, 3.0)
+
+
+def test_load_vgg16_gives_jax_arrays(tmp_path):
+    params = store.load_vgg16(write_npy(tmp_path / "vgg16.npy", random_body()))
+    assert_same(params, random_body())
+    assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(params))
+
+
+def test_read_vgg16_without_fc_says_that_they_start_at_random(tmp_path, caplog):
+    path = write_npy(tmp_path / "vgg16.npy", random_body(without=["fc"]))
+    with caplog.at_level(logging.WARNING, "fcn_jax"):
+        body = store.read_vgg16(path)
+    assert_same(body.params, random_body(without=["fc"]))
+    assert caplog.messages == [f"{path} has no fc6 and fc7: they start at random"]
+
+
+def test_read_vgg16_with_fc_is_silent(tmp_path, caplog):
+    store.read_vgg16(write_npy(tmp_path / "vgg16.npy", random_body(without=["fc8"])))
+    assert not caplog.messages
+
+
+def test_read_vgg16_lists_every_mismatch_at_once(tmp_path):
+    body = random_body(without=["fc6"])
+    del body["conv2_2"]
+    body["conv3_1"]["kernel"] = body["conv3_1"]["kernel"][:, :, :3]
+    body["conv4_1"]["bias"][0] = np.nan
+    body["conv4_2"]["kernel"] = body["conv4_2"]["kernel"].astype(np.float64) * 1e300
+    body["fc8"]["bias"] = body["fc8"]["bias"][:9]
+    path = write_npy(tmp_path / "vgg16.npy", body)
+    with pytest.raises(ValueError) as caught:
+        store.read_vgg16(path)
+    first, *problems = str(caught.value).splitlines()
+    assert first == f"{path} does not fit the network:"
+    assert sorted(problems) == [
+        "conv2_2/bias is missing, want (4,)",
+        "conv2_2/kernel is missing, want (3, 3, 4, 4)",
+        "conv3_1/kernel has shape (3, 3, 3, 8), want (3, 3, 4, 8)",
+        "conv4_1/bias holds NaN or infinity",
+        "conv4_2/kernel holds NaN or infinity",
+        "fc6/bias is missing, want (128,)",
+        "fc6/kernel is missing, want (7, 7, 16, 128)",
+        "fc8/kernel has shape (1, 1, 128, 10), want (1, 1, 128, 9)",
+    ]
+
+
+@pytest.mark.parametrize("kernel", [np.ones(5), np.ones([3, 3, 3, 0]), np.float32(1)])
+def test_read_vgg16_odd_first_layer_is_a_mismatch(tmp_path, kernel):
+    tensors = {"features.0.weight": np.asarray(kernel), "features.0.bias": np.ones(2)}
+    save_file(tensors, tmp_path / "odd")
+    with pytest.raises(ValueError, match=r"conv1_1/kernel .*, want \(3, 3, 3, 2\)"):
+        store.read_vgg16(tmp_path / "odd")
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (b"", "is empty"),
+        (b"\n<!DOCTYPE html><html><body>404", "looks like an HTML or XML page"),
+        (b"version https://git-lfs.github.com/spec/v1\noid", "is a Git LFS pointer"),
+        (b"PK\x03\x04\x14\x00archive/data.pkl", "is a zip archive"),
+        (b"\x89HDF\r\n\x1a\n", "is an HDF5 file"),
+        (b"\x00\x01\x02\x03", "is of no kind known here"),
+    ],
+)
+@pytest.mark.parametrize("read", [store.read_vgg16, store.load])
+def test_read_of_another_file_says_what_it_is(tmp_path, read, content, problem):
+    path = tmp_path / "vgg16.npy"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=f"vgg16.npy {problem}"):
+        read(path)
+
+
+def test_save_then_load_gives_the_same_network(saved, params):
+    model, loaded = store.load(saved)
+    assert model == MODEL
+    assert_same(loaded, params)
+    image = np.random.default_rng(0).integers(0, 256, (1, 9, 11, 3), np.uint8)
+    np.testing.assert_array_equal(
+        model.apply({"params": loaded}, image), MODEL.apply({"params": params}, image)
+    )
+    assert store.read_class_names(saved) == ("sky", "road", "car")
+
+
+def test_save_of_every_field_loads_the_same_model(tmp_path):
+    model = FCN(
+        variant="fcn8s",
+        num_classes=2,
+        crop="corner",
+        mean_rgb=(4.0, 5.0, 6.0),
+        width=WIDTH,
+        dropout=0.25,
+        score_init="zero",
+        pool_scales=(0.01, 0.0001),
+        learn_upsampling=True,
+    )
+    params = random_params(model)
+    path = tmp_path / "new" / "directory" / "fcn.safetensors"
+    store.save(path, model, params)
+    loaded_model, loaded = store.load(path)
+    assert loaded_model == model
+    assert_same(loaded, params)
+    assert store.read_class_names(path) == ()
+
+
+def test_save_of_bfloat16_compute_loads_float32_compute(tmp_path, params):
+    path = tmp_path / "fcn.safetensors"
+    store.save(path, MODEL.clone(dtype=jnp.bfloat16), params)
+    assert store.load(path)[0] == MODEL
+
+
+def test_save_that_fails_leaves_the_old_file_alone(saved, params, monkeypatch):
+    before = saved.read_bytes()
+
+    def fail(*_):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(store.os, "replace", fail)
+    with pytest.raises(OSError, match="disk full"):
+        store.save(saved, MODEL, params)
+    assert saved.read_bytes() == before
+    assert list(saved.parent.iterdir()) == [saved]
+
+
+def test_save_gives_the_file_the_usual_permissions(saved):
+    usual = saved.with_name("usual")
+    usual.touch()
+    assert saved.stat().st_mode == usual.stat().st_mode
+
+
+def test_save_of_params_of_another_model_is_refused(tmp_path, params):
+    path = tmp_path / "fcn.safetensors"
+    with pytest.raises(ValueError, match=r"head/score_fr/bias has shape \(3,\), want"):
+        store.save(path, MODEL.clone(num_classes=4), params)
+    assert not path.exists()
+
+
+def test_save_of_too_few_class_names_is_refused(tmp_path, params):
+    with pytest.raises(ValueError, match="class_names has 2 names for 3 classes"):
+        store.save(tmp_path / "fcn", MODEL, params, class_names=("sky", "road"))
+
+
+def test_load_of_a_file_that_does_not_fit_lists_every_array(saved):
+    tensors = load_file(saved)
+    del tensors["body/conv1_1/kernel"]
+    tensors["head/score_fr/bias"] = np.zeros(5, np.float32)
+    rewrite(saved, tensors)
+    with pytest.raises(ValueError) as caught:
+        store.load(saved)
+    assert sorted(str(caught.value).splitlines()[1:]) == [
+        "body/conv1_1/kernel is missing, want (3, 3, 3, 2)",
+        "head/score_fr/bias has shape (5,), want (3,)",
+    ]
+
+
+@pytest.mark.parametrize("write", [write_npy, write_torchvision])
+def test_load_of_vgg16_names_load_vgg16(tmp_path, write):
+    path = write(tmp_path / "vgg16", random_body())
+    with pytest.raises(ValueError, match="fcn_jax.load_vgg16"):
+        store.load(path)
+
+
+@pytest.mark.parametrize("read", [store.load, store.read_vgg16])
+@pytest.mark.parametrize(
+    ("metadata", "problem"),
+    [
+        ({"version": "2"}, "format version 2, this fcn_jax reads version 1"),
+        ({"model": "{"}, "damaged metadata: model"),
+        ({"model": "[" * 100_000}, "damaged metadata: model"),
+        ({"model": "[]"}, "does not know"),
+        ({"model": json.dumps({"depth": 19})}, "does not know.*depth"),
+        ({"model": json.dumps({"variant": "fcn4s"})}, "does not know.*fcn4s"),
+        ({"model": json.dumps({"num_classes": "many"})}, "does not know"),
+    ],
+)
+def test_load_of_other_metadata_is_refused(saved, read, metadata, problem):
+    rewrite(saved, **metadata)
+    with pytest.raises(ValueError, match=problem):
+        read(saved)
+
+
+def test_load_of_a_directory_loads_the_run(tmp_path, params):
+    store.save(tmp_path / store.RUN_FILE, MODEL, params)
+    model, loaded = store.load(tmp_path)
+    assert model == MODEL
+    assert_same(loaded, params)
+
+
+def test_load_truncated_anywhere_raises_value_error(saved):
+    content = saved.read_bytes()
+    for length in (*range(0, 4000, 97), *range(4000, len(content), 9973)):
+        saved.write_bytes(content[:length])
+        for read in (store.load, store.read_vgg16, store.read_class_names):
+            with pytest.raises(ValueError, match="fcn.safetensors"):
+                read(saved)
+
+
+@pytest.fixture(scope="module")
+def scratch(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("store") / "file"
+
+
+@settings(max_examples=200, derandomize=True, deadline=None)
+@given(content=st.binary(max_size=100))
+@pytest.mark.parametrize(
+    "start",
+    [
+        b"",
+        b"\x40" + bytes(7) + b"{",
+        b"\xff" * 7 + b"\x7f{",
+        b'\x02\x00\x00\x00\x00\x00\x00\x00{"',
+    ],
+)
+def test_read_random_bytes_raises_value_error(scratch, start, content):
+    scratch.write_bytes(start + content)
+    for read in (store.load, store.read_vgg16):
+        with pytest.raises(ValueError, match=str(scratch)):
+            read(scratch)

@@ -1,0 +1,20 @@
+"""FCN-32s on PASCAL VOC 2012, from VGG-16.
+
+    python train.py --config configs/fcn32s.py --workdir runs/fcn32s
+
+Made for one accelerator of 16 GB or more; on a CPU make crop and batch_size smaller.
+Time and mean IU: not yet measured.
+"""
+
+from fcn_jax.data import voc
+from fcn_jax.training.config import Config, Data, Model
+
+
+def get_config() -> Config:
+    return Config(
+        model=Model(variant="fcn32s"),
+        data=Data(**voc.FOLDER, scale=(0.5, 1.5), crop=(480, 480)),
+        init_from="weights/vgg16.npy",
+        epochs=50,
+        batch_size=8,
+    )

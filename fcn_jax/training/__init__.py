@@ -1,0 +1,1 @@
+"""Its school: configuration, losses, optimisers, the step, checkpoints, the loop."""

@@ -1,0 +1,73 @@
+"""Checkpoints of the training state, whole or absent."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from orbax.checkpoint.checkpoint_managers import preservation_policy
+
+from fcn_jax.training.steps import TrainState
+
+
+class Checkpoints:
+    """The latest checkpoints of a run and its best by mean IU, through Orbax.
+
+    Args:
+        directory: where they lie; made at the first save.
+        keep: how many of the latest are kept, the best besides.
+    """
+
+    def __init__(self, directory: Path, *, keep: int):
+        policies = [
+            preservation_policy.LatestN(keep),
+            preservation_policy.BestN(
+                get_metric_fn=lambda metrics: metrics["mean_iu"],
+                n=1,
+                keep_checkpoints_without_metrics=False,
+            ),
+        ]
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=preservation_policy.AnyPreservationPolicy(policies)
+        )
+        self._manager = ocp.CheckpointManager(directory.absolute(), options=options)
+
+    def latest_step(self) -> int | None:
+        """The step of the latest checkpoint, None where there is none."""
+        return self._manager.latest_step()
+
+    def save(self, state: TrainState, metrics: dict[str, float] | None = None) -> None:
+        """Starts to save a state; it counts once all of it is written.
+
+        Args:
+            state: copied before this returns, so it may be donated afterwards.
+            metrics: of its evaluation, with "mean_iu"; None if it had none.
+        """
+        step = int(state.step)
+        if step not in self._manager.all_steps():
+            args = ocp.args.StandardSave(state._asdict())
+            self._manager.save(step, args=args, metrics=metrics)
+
+    def restore(self, state: TrainState) -> TrainState:
+        """The latest checkpoint, with the structure and the placement of ``state``.
+
+        Raises:
+            ValueError: if the checkpoint is of another network or optimiser.
+        """
+        target: Any = jax.tree.map(ocp.tree.to_shape_dtype_struct, state._asdict())
+        step = self.latest_step()
+        try:
+            restored = self._manager.restore(
+                step, args=ocp.args.StandardRestore(target)
+            )
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"{self._manager.directory}: the checkpoint of step {step} is not of "
+                "this network and optimiser; give the new config a --workdir of its "
+                f"own ({error})"
+            ) from error
+        return TrainState(**restored)
+
+    def close(self) -> None:
+        """Waits until all is written."""
+        self._manager.close()

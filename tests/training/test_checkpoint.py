@@ -1,0 +1,67 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from fcn_jax.training.checkpoint import Checkpoints
+from fcn_jax.training.steps import init_state
+
+TX = optax.adam(1e-3)
+
+
+def state_at(step, side=3):
+    state = init_state({"kernel": jnp.full([side, 2], step, jnp.float32)}, TX)
+    return state._replace(step=jnp.asarray(step, jnp.int32))
+
+
+def save_all(directory, scores, keep):
+    checkpoints = Checkpoints(directory, keep=keep)
+    for step, score in enumerate(scores, start=1):
+        checkpoints.save(state_at(step), score and {"mean_iu": score})
+    checkpoints.close()
+
+
+def steps_in(directory):
+    return sorted(int(path.name) for path in directory.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("scores", "keep", "kept"),
+    [
+        ([0.1, 0.5, 0.3, 0.2], 1, [2, 4]),
+        ([0.1, 0.5, 0.3, 0.2], 2, [2, 3, 4]),
+        ([0.1, 0.2, 0.3], 1, [3]),
+        ([0.5, None, None], 1, [1, 3]),
+    ],
+)
+def test_checkpoints_kept_are_the_latest_and_the_best(tmp_path, scores, keep, kept):
+    save_all(tmp_path / "c", scores, keep)
+    assert steps_in(tmp_path / "c") == kept
+
+
+def test_restored_state_is_the_latest_one_saved(tmp_path):
+    save_all(tmp_path / "c", [0.5, 0.1], keep=1)
+    checkpoints = Checkpoints(tmp_path / "c", keep=1)
+    assert checkpoints.latest_step() == 2
+    restored = checkpoints.restore(jax.eval_shape(lambda: state_at(0)))
+    checkpoints.close()
+    expected = state_at(2)
+    assert jax.tree.structure(restored) == jax.tree.structure(expected)
+    for a, b in zip(*map(jax.tree.leaves, (restored, expected)), strict=True):
+        assert a.dtype == b.dtype
+        np.testing.assert_array_equal(a, b)
+
+
+def test_state_of_another_shape_is_refused(tmp_path):
+    save_all(tmp_path / "c", [0.5], keep=1)
+    checkpoints = Checkpoints(tmp_path / "c", keep=1)
+    with pytest.raises(ValueError, match="step 1 is not of this network"):
+        checkpoints.restore(jax.eval_shape(lambda: state_at(0, side=4)))
+    checkpoints.close()
+
+
+def test_no_checkpoint_has_no_latest_step(tmp_path):
+    checkpoints = Checkpoints(tmp_path / "c", keep=1)
+    assert checkpoints.latest_step() is None
+    checkpoints.close()

@@ -1,0 +1,120 @@
+import dataclasses
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fcn_jax.training.config import (
+    Config,
+    check,
+    load_config,
+    make_model,
+    make_source,
+    save_config,
+)
+
+ROOT = Path(__file__).parents[2]
+CONFIGS = sorted((ROOT / "configs").glob("*.py"))
+
+
+def config_of(path):
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module, module.get_config()
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_config_file_describes_itself_and_a_network(path):
+    module, config = config_of(path)
+    assert f"python train.py --config configs/{path.name}" in module.__doc__
+    assert make_model(config).num_classes == config.data.num_classes
+    config.data.root, config.init_from = config.data.root or ".", ""
+    check(config)
+
+
+@pytest.mark.parametrize("name", ["camvid", "fcn8s", "fcn16s", "fcn32s"])
+def test_config_without_its_data_says_where_to_get_it(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    _, config = config_of(ROOT / "configs" / f"{name}.py")
+    with pytest.raises(ValueError, match=r"(?s)data/.*Download .*--config.data.root="):
+        make_source(config, "train")
+
+
+def test_missing_weights_say_where_to_get_them():
+    config = Config(init_from="weights/none.npy")
+    config.data.root = "."
+    with pytest.raises(ValueError, match=r"weights/none.npy does not exist.*https://"):
+        check(config)
+
+
+@pytest.mark.parametrize(
+    ("part", "field", "value", "message"),
+    [
+        ("data", "name", "coco", "config.data.name = 'coco' is not one of"),
+        ("data", "root", "", "config.data.root is not set"),
+        ("data", "class_names", ("a", "b"), "has 2 names, but .*num_classes = 21"),
+        ("data", "ignore_label", 20, "ignore_label = 20 is one of the 21 classes"),
+        ("data", "size", (5,), r"config.data.size = \(5,\) must be"),
+        ("data", "crop", (5, 0), r"config.data.crop = \(5, 0\) must be"),
+        ("data", "scale", (2.0, 1.0), "config.data.scale"),
+        ("model", "dtype", "float16", "config.model.dtype = 'float16' is not one of"),
+        (None, "batch_size", 0, "config.batch_size = 0 must be >= 1"),
+        (None, "log_every", 0, "config.log_every = 0 must be >= 1"),
+        (None, "epochs", 0.0, "config.epochs = 0.0 must be above 0"),
+    ],
+)
+def test_check_names_the_field_and_its_value(part, field, value, message):
+    config = Config()
+    config.data.root = "."
+    setattr(getattr(config, part) if part else config, field, value)
+    with pytest.raises(ValueError, match=message):
+        check(config)
+
+
+def test_config_survives_its_file(tmp_path):
+    config = Config(batch_size=3)
+    config.data.size, config.data.class_names = (4, 5), tuple("abc")
+    save_config(tmp_path / "config.json", config)
+    loaded = load_config(tmp_path / "config.json")
+    assert loaded == config
+    assert dataclasses.asdict(loaded)["data"]["size"] == (4, 5)
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"batch": 3}', '{"data": {"x": 1}}'])
+def test_other_content_is_no_config(tmp_path, content):
+    path = tmp_path / "config.json"
+    path.write_text(content)
+    with pytest.raises(ValueError, match="config.json is no config of this version"):
+        load_config(path)
+
+
+def train_py(*flags, cwd):
+    return subprocess.run(
+        [sys.executable, ROOT / "train.py", *flags],
+        cwd=cwd,
+        env={**os.environ, "JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_misspelt_field_fails_at_the_flag(tmp_path):
+    config = f"--config={ROOT}/configs/quickstart.py"
+    run = train_py(config, "--workdir=x", "--config.optim.rate=1", cwd=tmp_path)
+    assert run.returncode != 0
+    assert "rate" in run.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_bad_value_ends_with_one_line_before_any_work(tmp_path):
+    config = f"--config={ROOT}/configs/quickstart.py"
+    run = train_py(config, "--workdir=x", "--config.data.size=(0, 8)", cwd=tmp_path)
+    assert run.returncode == 1
+    assert run.stderr.strip().splitlines()[-1] == (
+        "train.py: config.data.size = (0, 8) must be (height, width) or ()"
+    )
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,177 @@
+import json
+import os
+import signal
+
+import jax
+import numpy as np
+import pytest
+
+import fcn_jax
+from fcn_jax.training import config as config_module
+from fcn_jax.training import loop
+from fcn_jax.training.checkpoint import Checkpoints
+from fcn_jax.training.config import Config, Data, Model, Optim
+from fcn_jax.training.log import Meter, read_log
+
+pytestmark = pytest.mark.usefixtures("few_pictures")
+
+
+@pytest.fixture
+def few_pictures(monkeypatch):
+    monkeypatch.setattr(config_module, "SHAPES_TRAIN", 5)
+    monkeypatch.setattr(config_module, "SHAPES_EVAL", 3)
+
+
+def thin_config(**changes):
+    return Config(
+        model=Model(width=1 / 16),
+        data=Data(name="shapes", num_classes=5, size=(32, 32), crop=(24, 24)),
+        optim=Optim(learning_rate=1e-3),
+        **{"steps": 6, "batch_size": 2, "eval_every": 2, "log_every": 1} | changes,
+    )
+
+
+def records(workdir):
+    """The log without what depends on the clock."""
+    log = read_log(workdir / "log.jsonl")
+    return [{k: v for k, v in r.items() if k != "images_per_second"} for r in log]
+
+
+def checkpoint_steps(workdir):
+    return sorted(int(path.name) for path in (workdir / "checkpoints").iterdir())
+
+
+def interrupt_at(monkeypatch, step_to_stop):
+    add = Meter.add
+
+    def add_and_stop(self, step, metrics):
+        add(self, step, metrics)
+        if step == step_to_stop:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(Meter, "add", add_and_stop)
+
+
+@pytest.fixture(scope="module")
+def whole_run(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(config_module, "SHAPES_TRAIN", 5)
+        monkeypatch.setattr(config_module, "SHAPES_EVAL", 3)
+        workdir = tmp_path_factory.mktemp("run") / "whole"
+        return workdir, loop.train(thin_config(), workdir)
+
+
+def test_run_directory_holds_network_figures_and_pictures(whole_run):
+    workdir, figures = whole_run
+    for name in ("results.png", "curves.png", "config.json", "model.safetensors"):
+        assert (workdir / name).stat().st_size > 0
+    assert any((workdir / "tensorboard").iterdir())
+    assert json.loads((workdir / "metrics.json").read_text()) == figures
+    log = read_log(workdir / "log.jsonl")
+    evaluations = [r for r in log if "mean_iu" in r]
+    assert [r["step"] for r in evaluations] == [2, 4, 6]
+    assert [r["step"] for r in log if "loss" in r] == [1, 2, 3, 4, 5, 6]
+    assert figures["mean_iu"] == max(r["mean_iu"] for r in evaluations)
+
+
+def test_saved_network_is_the_one_that_was_measured(whole_run):
+    workdir, figures = whole_run
+    model, params = fcn_jax.load(workdir)
+    confusion = np.zeros([5, 5], int)
+    for i in range(3):
+        example = config_module.ShapesSource("val", size=(32, 32), length=3)[i]
+        predicted = np.asarray(fcn_jax.predict(params, example["image"], model=model))
+        valid = example["label"] != 255
+        np.add.at(confusion, (example["label"][valid], predicted[valid]), 1)
+    accuracy = np.trace(confusion) / confusion.sum()
+    assert figures["pixel_accuracy"] == pytest.approx(accuracy, abs=1e-9)
+
+
+@pytest.mark.parametrize("stop", [2, 3])
+def test_resumed_run_equals_the_uninterrupted_bit_for_bit(
+    whole_run, tmp_path, monkeypatch, stop
+):
+    workdir, figures = whole_run
+    resumed = tmp_path / "resumed"
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, stop)
+        with pytest.raises(KeyboardInterrupt, match="stopped and saved at step 3"):
+            loop.train(thin_config(), resumed)
+    assert 3 in checkpoint_steps(resumed)
+    assert loop.train(thin_config(), resumed) == figures
+    assert records(resumed) == records(workdir)
+    last = [state_of(run) for run in (workdir, resumed)]
+    for a, b in zip(*map(jax.tree.leaves, last), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def state_of(workdir):
+    checkpoints = Checkpoints(workdir / "checkpoints", keep=1)
+    _, tx = loop._optimizer(thin_config(), 6)
+    _, state = loop._start_or_resume(thin_config(), workdir, checkpoints, tx)
+    checkpoints.close()
+    assert state.step == 6
+    return state
+
+
+def test_finished_run_is_left_as_it_is(whole_run):
+    workdir, figures = whole_run
+    before = (workdir / "model.safetensors").stat().st_mtime_ns
+    assert loop.train(thin_config(), workdir) == figures
+    assert (workdir / "model.safetensors").stat().st_mtime_ns == before
+
+
+def test_run_of_another_network_is_refused(whole_run):
+    config = thin_config()
+    config.model.crop = "corner"
+    with pytest.raises(ValueError, match="config.model.crop was 'center' and is 'cor"):
+        loop.train(config, whole_run[0])
+
+
+def test_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(tmp_path):
+    config = thin_config(steps=3, eval_every=1)
+    loop.train(config, tmp_path)
+    config.steps, config.optim.learning_rate = 20, 1e38
+    with pytest.raises(FloatingPointError, match=r"step [4-6]"):
+        loop.train(config, tmp_path)
+    assert max(checkpoint_steps(tmp_path)) in (3, 4)
+    restored = Checkpoints(tmp_path / "checkpoints", keep=1)
+    _, tx = loop._optimizer(config, 20)
+    _, state = loop._start_or_resume(config, tmp_path, restored, tx)
+    restored.close()
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state))
+
+
+def test_body_of_a_weight_file_starts_the_run_and_brings_its_mean(tmp_path):
+    model = fcn_jax.FCN(width=1 / 16, num_classes=2, mean_rgb=(1.0, 2.0, 3.0))
+    params = fcn_jax.init(jax.random.key(5), num_classes=2, width=1 / 16)
+    fcn_jax.save(tmp_path / "vgg.safetensors", model, params)
+    config = thin_config(steps=1, init_from=str(tmp_path / "vgg.safetensors"))
+    config.optim.learning_rate = 0.0
+    loop.train(config, tmp_path / "run")
+    model, trained = fcn_jax.load(tmp_path / "run")
+    assert model.mean_rgb == (1.0, 2.0, 3.0)
+    for name, layer in params["body"].items():
+        np.testing.assert_array_equal(trained["body"][name]["kernel"], layer["kernel"])
+
+
+def test_body_of_another_width_is_refused(tmp_path):
+    model = fcn_jax.FCN(width=1 / 32, num_classes=2)
+    params = fcn_jax.init(jax.random.key(5), num_classes=2, width=1 / 32)
+    fcn_jax.save(tmp_path / "vgg.safetensors", model, params)
+    config = thin_config(init_from=str(tmp_path / "vgg.safetensors"))
+    with pytest.raises(ValueError, match="2 filters in conv1_1, the network 4"):
+        loop.train(config, tmp_path / "run")
+    assert not (tmp_path / "run" / "config.json").exists()
+
+
+def test_quickstart_overfits_a_few_pictures(tmp_path):
+    config = config_module.Config(
+        model=Model(width=1 / 8, dropout=0.0, score_init="xavier"),
+        data=Data(name="shapes", num_classes=5, size=(64, 64), eval_split="train"),
+        optim=Optim(learning_rate=3e-3, schedule="cosine", warmup_steps=20),
+        steps=250,
+        batch_size=5,
+        eval_every=250,
+    )
+    assert loop.train(config, tmp_path)["mean_iu"] > 0.9

@@ -1,0 +1,61 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.special
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fcn_jax.training.losses import cross_entropy
+
+
+def logits_and_label(seed, ignore_label=255):
+    rng = np.random.default_rng(seed)
+    logits = rng.normal(0, 3, [2, 4, 5, 7]).astype(np.float32)
+    label = rng.integers(0, 7, [2, 4, 5]).astype(np.int32)
+    label[rng.random(label.shape) < 0.3] = ignore_label
+    return logits, label
+
+
+@given(st.integers(0, 1000), st.sampled_from([255, 11, -1]))
+def test_cross_entropy_equals_the_definition_pixel_by_pixel(seed, ignore_label):
+    logits, label = logits_and_label(seed, ignore_label)
+    log_probability = scipy.special.log_softmax(logits.astype(np.float64), axis=-1)
+    losses = [
+        -log_probability[index][label[index]]
+        for index in np.ndindex(label.shape)
+        if label[index] != ignore_label
+    ]
+    loss, count = cross_entropy(logits, jnp.asarray(label), ignore_label=ignore_label)
+    assert count == len(losses)
+    assert loss == pytest.approx(sum(losses), rel=1e-5)
+
+
+def test_zero_logits_cost_the_log_of_the_classes_per_labelled_pixel():
+    _, label = logits_and_label(0)
+    loss, count = cross_entropy(jnp.zeros([2, 4, 5, 21]), jnp.asarray(label))
+    assert loss / count == pytest.approx(np.log(21), rel=1e-6)
+
+
+def test_void_pixels_change_neither_loss_nor_gradient():
+    logits, label = logits_and_label(1)
+    void = label == 255
+    changed = np.where(void[..., None], 1e4 * np.arange(7, dtype=np.float32), logits)
+
+    def loss(logits):
+        return cross_entropy(logits, jnp.asarray(label))[0]
+
+    value, grad = jax.value_and_grad(loss)(logits)
+    changed_value, changed_grad = jax.value_and_grad(loss)(changed)
+    assert value == changed_value
+    np.testing.assert_array_equal(grad, changed_grad)
+    assert not np.asarray(grad)[void].any()
+    assert np.asarray(grad)[~void].any(axis=-1).all()
+
+
+def test_all_void_batch_gives_zero_loss_and_zero_gradient():
+    logits, label = logits_and_label(2)
+    label = jnp.full_like(jnp.asarray(label), 255)
+    value, grad = jax.value_and_grad(lambda x: cross_entropy(x, label)[0])(logits)
+    assert value == 0
+    assert not np.asarray(grad).any()

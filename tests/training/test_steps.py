@@ -1,0 +1,124 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from fcn_jax.models.fcn import FCN
+from fcn_jax.training.steps import init_state, make_train_step
+
+MODEL = FCN(num_classes=3, width=1 / 16, dropout=0.0)
+KEY = jax.random.key(7)
+
+
+@pytest.fixture(scope="module")
+def params():
+    return jax.jit(MODEL.init)(jax.random.key(0), jnp.zeros([1, 1, 1, 3]))["params"]
+
+
+@pytest.fixture(scope="module")
+def batch():
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, [4, 16, 16, 3]).astype(np.uint8)
+    label = rng.integers(0, 3, [4, 16, 16]).astype(np.int32)
+    label[0, :12] = 255  # Voids are uneven from image to image.
+    return {"image": image, "label": label}
+
+
+def one_step(params, batch, model=MODEL, **options):
+    """Gradient and metrics of a step of plain SGD at rate 1."""
+    tx = optax.sgd(1.0)
+    step = jax.jit(make_train_step(model, tx, **options))
+    state, metrics = step(init_state(params, tx), batch, KEY)
+    assert state.step == 1
+    return jax.tree.map(lambda a, b: a - b, params, state.params), metrics
+
+
+def loss_by_hand(params, batch, divisor):
+    logits = MODEL.apply({"params": params}, batch["image"])
+    log_probability = jax.nn.log_softmax(logits)
+    one_hot = jax.nn.one_hot(batch["label"], 3)  # Zero for 255.
+    return -(one_hot * log_probability).sum() / divisor
+
+
+def assert_close(found, expected):
+    scale = max(jnp.abs(leaf).max() for leaf in jax.tree.leaves(expected))
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-6 * float(scale))
+
+
+@pytest.mark.parametrize("normalization", ["mean", "sum"])
+def test_step_follows_the_gradient_of_the_normalized_loss(params, batch, normalization):
+    labelled = int((batch["label"] != 255).sum())
+    divisor = {"mean": labelled, "sum": 4}[normalization]
+    value, expected = jax.jit(jax.value_and_grad(loss_by_hand))(params, batch, divisor)
+    grads, metrics = one_step(params, batch, loss_normalization=normalization)
+    assert_close(grads, expected)
+    assert metrics["loss"] == pytest.approx(float(value) * divisor, rel=1e-5)
+    assert metrics["pixels"] == labelled
+    norm = np.sqrt(sum((np.asarray(g) ** 2).sum() for g in jax.tree.leaves(expected)))
+    assert metrics["grad_norm"] == pytest.approx(norm, rel=1e-4)
+
+
+def test_step_counts_right_pixels_among_the_labelled(params, batch):
+    logits = np.asarray(MODEL.apply({"params": params}, batch["image"]))
+    expected = (logits.argmax(-1) == batch["label"]).sum()
+    _, metrics = one_step(params, batch)
+    assert metrics["correct"] == expected
+
+
+def test_all_void_batch_changes_nothing(params, batch):
+    void = {**batch, "label": np.full_like(batch["label"], 255)}
+    grads, metrics = one_step(params, void)
+    assert metrics["loss"] == metrics["pixels"] == metrics["grad_norm"] == 0
+    assert not any(np.asarray(g).any() for g in jax.tree.leaves(grads))
+
+
+def test_ignore_label_of_the_data_set_counts_as_void(params, batch):
+    own = {**batch, "label": np.where(batch["label"] == 255, 11, batch["label"])}
+    grads, metrics = one_step(params, own, ignore_label=11)
+    expected, expected_metrics = one_step(params, batch)
+    assert_close(grads, expected)
+    assert metrics["loss"] == expected_metrics["loss"]
+
+
+def test_dropout_differs_from_step_to_step_and_is_a_function_of_the_key(params, batch):
+    model = MODEL.clone(dropout=0.5)
+    tx = optax.set_to_zero()
+    step = jax.jit(make_train_step(model, tx))
+    state = init_state(params, tx)
+    state_1, first = step(state, batch, KEY)
+    _, again = step(state, batch, KEY)
+    _, second = step(state_1, batch, KEY)
+    _, other = step(state, batch, jax.random.key(8))
+    losses = [float(m["loss"]) for m in (first, second, other)]
+    assert first["loss"] == again["loss"]
+    assert len(set(losses)) == 3
+
+
+def test_step_under_pmap_of_one_device_equals_jit(params, batch):
+    tx = optax.sgd(1.0)
+    step = make_train_step(MODEL, tx, axis_name="batch")
+    pmapped = jax.pmap(step, axis_name="batch", in_axes=(None, 0, None), out_axes=None)
+    shard = jax.tree.map(lambda x: x[None], batch)
+    state, metrics = pmapped(init_state(params, tx), shard, KEY)
+    expected, expected_metrics = one_step(params, batch)
+    assert_close(jax.tree.map(lambda a, b: a - b, params, state.params), expected)
+    assert metrics["loss"] == pytest.approx(float(expected_metrics["loss"]), rel=1e-6)
+
+
+def test_bfloat16_step_keeps_float32_state(params, batch):
+    model = MODEL.clone(dtype=jnp.bfloat16)
+    tx = optax.adamw(1e-3)
+    step = jax.jit(make_train_step(model, tx))
+    state, metrics = step(init_state(params, tx), batch, KEY)
+    kinds = {leaf.dtype for leaf in jax.tree.leaves((state.params, metrics["loss"]))}
+    assert kinds == {jnp.dtype("float32")}
+    assert metrics["loss"] / metrics["pixels"] == pytest.approx(
+        float(loss_by_hand(params, batch, int(metrics["pixels"]))), rel=2e-2
+    )
+
+
+def test_unknown_normalization_is_refused():
+    with pytest.raises(ValueError, match="loss_normalization = 'median' is not one of"):
+        make_train_step(MODEL, optax.sgd(1.0), loss_normalization="median")

@@ -1,0 +1,31 @@
+"""Trains and evaluates a network: python train.py --config configs/quickstart.py"""
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "A file of configs/; --config.field=value overrides a field."
+)
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Directory of the run; an unfinished run in it is resumed."
+)
+flags.mark_flags_as_required(["config", "workdir"])
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) > 1:
+        raise app.UsageError(f"unknown arguments: {' '.join(argv[1:])}")
+    from fcn_jax.evaluation.report import table
+    from fcn_jax.training.loop import train
+
+    logging.set_verbosity(logging.INFO)
+    try:
+        figures = train(_CONFIG.value, _WORKDIR.value)
+    except (ValueError, FloatingPointError, KeyboardInterrupt) as error:
+        raise SystemExit(f"train.py: {error}") from error
+    print(f"Best network, of step {figures.pop('step')}:\n{table(figures)}")
+    print(f"Pictures: {_WORKDIR.value}/results.png, {_WORKDIR.value}/curves.png")
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -4,6 +4,7 @@ Reference: Long, Shelhamer and Darrell, Fully Convolutional Networks for Semanti
 Segmentation, arXiv:1411.4038.
 """
 
+import functools
 from typing import Any
 
 import jax
@@ -51,5 +52,10 @@ def init(
         params = fcn_jax.init(jax.random.key(0), num_classes=11)
         params["body"].update(fcn_jax.load_vgg16("vgg16.npy"))
     """
-    model = FCN(variant=variant, num_classes=num_classes, **fields)
-    return jax.jit(model.init)(key, jnp.zeros([1, 1, 1, 3]))["params"]
+    return _init(FCN(variant=variant, num_classes=num_classes, **fields), key)
+
+
+# Compiled once for each network: without jit, each random array is compiled by itself.
+@functools.partial(jax.jit, static_argnums=0)
+def _init(model: FCN, key: jax.Array) -> dict[str, Any]:
+    return model.init(key, jnp.zeros([1, 1, 1, 3]))["params"]

@@ -17,7 +17,7 @@ def main(argv: list[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     try:
         return args.command(args)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         print(f"fcn_jax {args.name}: {error}", file=sys.stderr)
         return 1
 
@@ -78,7 +78,7 @@ def _predict(args: argparse.Namespace) -> int:
     )
     for _, error in unread:
         print(f"not read: {error}", file=sys.stderr)
-    print(f"{len(set(args.images)) - len(unread)} images segmented into {args.out}")
+    print(f"{len(set(args.images)) - len(unread)} segmented into {args.out}")
     return 1 if unread else 0
 
 

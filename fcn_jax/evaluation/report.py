@@ -12,7 +12,12 @@ from fcn_jax.evaluation.metrics import iu_per_class, summarize
 from fcn_jax.files import write_json
 from fcn_jax.visualize import results_figure
 
-SCORES = ("pixel_accuracy", "mean_accuracy", "mean_iu", "frequency_weighted_iu")
+SCORES = {
+    "pixel_accuracy": "pixel accuracy",
+    "mean_accuracy": "mean accuracy",
+    "mean_iu": "mean IU",
+    "frequency_weighted_iu": "frequency-weighted IU",
+}
 
 
 def report(confusion: np.ndarray, class_names: Sequence[str]) -> dict[str, Any]:
@@ -36,7 +41,7 @@ def table(figures: dict[str, Any]) -> str:
     def percent(value: float | None) -> str:
         return "     -" if value is None else f"{100 * value:6.2f}"
 
-    rows = [(name.replace("_", " "), figures[name]) for name in SCORES]
+    rows = [(name, figures[score]) for score, name in SCORES.items()]
     rows += [(f"  IU {name}", value) for name, value in figures["iu"].items()]
     width = max(len(name) for name, _ in rows)
     return "\n".join(f"{name:<{width}} {percent(value)}" for name, value in rows)

@@ -187,7 +187,7 @@ def load_config(path: Path) -> Config:
     """
     try:
         return _build(Config, json.loads(path.read_text()))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise ValueError(
             f"{path} is not there: {path.parent} is no run directory of train.py"
         ) from None

@@ -126,7 +126,8 @@ class Meter:
         pixels = max(total("pixels"), 1)
         values = {
             "loss": total("loss") / pixels,
-            "pixel_accuracy": total("correct") / pixels,
+            # Not "pixel_accuracy", which is that of an evaluation.
+            "train_pixel_accuracy": total("correct") / pixels,
             "grad_norm": total("grad_norm") / len(self._read_since),
             "learning_rate": float(self._schedule(step - 1)),
             "images_per_second": len(self._read_since) * self._batch_size / seconds,

@@ -9,7 +9,7 @@ import logging
 import math
 import signal
 import threading
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -174,7 +174,7 @@ def _start_or_resume(
     """The state to go on from, and the config with the mean of its weights."""
     if checkpoints.latest_step() is not None:
         config = _as_before(config, workdir / CONFIG_FILE)
-        fresh = functools.partial(_init_params, make_model(config), {})
+        fresh = functools.partial(_init_params, make_model(config), frozenset())
         params = jax.eval_shape(fresh, _key(config, "params"))
         state = checkpoints.restore(
             jax.eval_shape(functools.partial(init_state, tx=tx), params)
@@ -189,15 +189,15 @@ def _start_or_resume(
     model = make_model(config)
     _check_body(model, body, config.init_from)
     body = {name: layer for name, layer in body.items() if name != "fc8"}
-    init = jax.jit(functools.partial(_init_params, model, frozenset(body)))
-    params = init(_key(config, "params"))
+    params = _init_params(model, frozenset(body), _key(config, "params"))
     params["body"] |= jax.tree.map(jnp.asarray, body)
     workdir.mkdir(parents=True, exist_ok=True)
     save_config(workdir / CONFIG_FILE, config)
     return config, init_state(params, tx)
 
 
-def _init_params(model: FCN, known: Collection[str], key: jax.Array) -> dict[str, Any]:
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _init_params(model: FCN, known: frozenset[str], key: jax.Array) -> dict[str, Any]:
     """Random parameters, without the layers of the body that are known."""
     params = model.init(key, jnp.zeros([1, 1, 1, 3]))["params"]
     body = {name: p for name, p in params["body"].items() if name not in known}

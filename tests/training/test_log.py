@@ -33,7 +33,7 @@ def test_meter_logs_means_over_pixels_not_over_steps(log):
     (record,) = read_log(log.path)
     assert record["step"] == 2
     assert record["loss"] == pytest.approx(0.6)
-    assert record["pixel_accuracy"] == pytest.approx(0.5)
+    assert record["train_pixel_accuracy"] == pytest.approx(0.5)
     assert record["grad_norm"] == pytest.approx(1.5)
     assert record["learning_rate"] == 0.5
     assert record["images_per_second"] > 0

@@ -1,0 +1,238 @@
+import json
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+import fcn_jax
+from fcn_jax.__main__ import main
+from fcn_jax.data.sources import read_image, read_label
+from fcn_jax.inference.predict import predict_at
+from fcn_jax.training.config import Config, Data, Model, make_model, save_config
+
+NAMES = ("sky", "road", "car", "boat")  # The network never says "boat".
+SIZES = ((20, 33), (32, 24))
+
+
+def picture(seed, size):
+    rng = np.random.default_rng(seed)
+    coarse = rng.integers(0, 256, (4, 4, 3), np.uint8)
+    return np.asarray(Image.fromarray(coarse).resize(size[::-1]))
+
+
+def write_split(root, split, seed):
+    """Three images and labels without a boat, a tenth of them void."""
+    rng = np.random.default_rng(seed)
+    for kind in ("images", "labels"):
+        (root / kind / split).mkdir(parents=True)
+    for i in range(3):
+        size = SIZES[i % 2]
+        label = rng.integers(0, 3, size, np.uint8)
+        label[rng.random(size) < 0.1] = 255
+        image = Image.fromarray(picture(seed + i, size))
+        image.save(root / "images" / split / f"{i}.png")
+        Image.fromarray(label).save(root / "labels" / split / f"{i}.png")
+
+
+def random_params(model):
+    """Of a scale that keeps every layer alive, without the time to compile an init."""
+    rng = np.random.default_rng(0)
+    image = jnp.zeros([1, 1, 1, 3])
+    shapes = jax.eval_shape(model.init, jax.random.key(0), image)["params"]
+
+    def draw(leaf):
+        scale = np.sqrt(2 / np.prod(leaf.shape[:-1]))
+        return rng.normal(0, scale, leaf.shape).astype(np.float32)
+
+    params = jax.tree.map(draw, shapes)
+    for name, layer in params["head"].items():
+        # Weights that sum to zero, lest one class wins everywhere.
+        layer["kernel"] -= layer["kernel"].mean(axis=2, keepdims=True)
+        layer["bias"][:] = (0, 0, 0, -1e6) if name == "score_fr" else 0
+    return params
+
+
+@pytest.fixture(scope="module")
+def net():
+    data = Data(num_classes=len(NAMES), class_names=NAMES)
+    config = Config(model=Model(width=1 / 16, mean_rgb=(90.0, 100.0, 110.0)), data=data)
+    model = make_model(config)
+    return SimpleNamespace(config=config, model=model, params=random_params(model))
+
+
+@pytest.fixture
+def data(tmp_path):
+    root = tmp_path / "data"
+    write_split(root, "val", seed=10)
+    write_split(root, "test", seed=20)
+    return root
+
+
+@pytest.fixture
+def make_run(tmp_path, net):
+    """Gives a function that makes a run directory with these fields of config.data."""
+
+    def make(**fields):
+        run = tmp_path / "run"
+        run.mkdir()
+        data = Data(**{**vars(net.config.data), **fields})
+        save_config(run / "config.json", Config(model=net.config.model, data=data))
+        fcn_jax.save(run / "model.safetensors", net.model, net.params, NAMES)
+        return run
+
+    return make
+
+
+def scores_by_hand(net, root, split):
+    """The table of `evaluate` as fractions, pixel by pixel from the definitions."""
+    confusion = np.zeros((4, 4))
+    for path in (root / "images" / split).iterdir():
+        labels = np.asarray(Image.open(root / "labels" / split / path.name))
+        image = np.asarray(Image.open(path))
+        prediction = np.asarray(fcn_jax.predict(net.params, image, model=net.model))
+        valid = labels != 255
+        np.add.at(confusion, (labels[valid], prediction[valid]), 1)
+    assert (confusion[:3, :3] > 0).all()  # Or the scores would tell little.
+    confusion = confusion[:3, :3]
+    right, true = np.diag(confusion), confusion.sum(axis=1)
+    iu = right / (true + confusion.sum(axis=0) - right)
+    return {
+        "pixel accuracy": right.sum() / true.sum(),
+        "mean accuracy": (right / true).mean(),
+        "mean iu": iu.mean(),
+        "frequency-weighted iu": (true * iu).sum() / true.sum(),
+        **{f"iu {name}": value for name, value in zip(NAMES, iu, strict=False)},
+        "iu boat": None,
+    }
+
+
+def printed_scores(text):
+    """{name: per cent, None for a dash} of the lines before "Written: "."""
+    lines = text.partition("Written: ")[0].lower().splitlines()
+    rows = [line.rsplit(maxsplit=1) for line in lines]
+    return {name.strip(): None if v == "-" else float(v) for name, v in rows}
+
+
+@pytest.mark.parametrize("options, split", [([], "val"), (["--split", "test"], "test")])
+def test_evaluate_prints_and_writes_the_scores(
+    net, make_run, data, capsys, options, split
+):
+    run = make_run(root=str(data))
+    assert main(["evaluate", "--run", str(run), *options]) == 0
+    expected = scores_by_hand(net, data, split)
+    per_cent = {k: None if v is None else 100 * v for k, v in expected.items()}
+    printed = printed_scores(capsys.readouterr().out)
+    assert printed == pytest.approx(per_cent, abs=0.0051)  # Two decimals.
+
+    written = json.loads((run / f"metrics_{split}.json").read_text())
+    flat = {f"iu {name}": value for name, value in written.pop("iu").items()}
+    flat |= {name.replace("_", " "): value for name, value in written.items()}
+    assert flat == pytest.approx(expected)
+    with Image.open(run / f"results_{split}.png") as results:
+        results.load()
+    assert {path.name for path in run.iterdir()} == {
+        "config.json",
+        "model.safetensors",
+        f"metrics_{split}.json",
+        f"results_{split}.png",
+    }
+
+
+def test_evaluate_finds_data_that_moved(net, make_run, data, tmp_path, capsys):
+    run = make_run(root=str(tmp_path / "before"), help="Ask for the data.")
+    assert main(["evaluate", "--run", str(run)]) == 1
+    error = capsys.readouterr().err
+    assert f"{tmp_path / 'before'} is not a folder. Ask for the data." in error
+
+    assert main(["evaluate", "--run", str(run), "--root", str(data)]) == 0
+    printed = printed_scores(capsys.readouterr().out)
+    accuracy = scores_by_hand(net, data, "val")["pixel accuracy"]
+    assert printed["pixel accuracy"] == pytest.approx(100 * accuracy, abs=0.0051)
+
+
+def test_evaluate_of_an_unknown_split_names_its_folder(make_run, data, capsys):
+    run = make_run(root=str(data))
+    assert main(["evaluate", "--run", str(run), "--split", "trial"]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("fcn_jax evaluate: ")
+    assert f"{data / 'images' / 'trial'} is not a folder" in error
+    assert not (run / "metrics_trial.json").exists()
+
+
+COMMANDS = {"evaluate": [], "predict": ["image.png", "--out", "out"]}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_missing_run_is_named(command, tmp_path, capsys):
+    run = tmp_path / "nowhere"
+    assert main([command, "--run", str(run), *COMMANDS[command]]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith(f"fcn_jax {command}: ") and str(run) in error
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_run_without_a_network_is_named(command, make_run, data, capsys):
+    run = make_run(root=str(data))
+    (run / "model.safetensors").unlink()
+    assert main([command, "--run", str(run), *COMMANDS[command]]) == 1
+    assert f"{run / 'model.safetensors'} is not there" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("size", [(), SIZES[0]])
+def test_predict_writes_labels_and_overlays(net, make_run, tmp_path, capsys, size):
+    run, out = make_run(root="not needed", size=size), tmp_path / "out"
+    images = {
+        "color.png": Image.fromarray(picture(1, SIZES[0])),
+        "photo.jpg": Image.fromarray(picture(2, SIZES[1])),
+        "grey.bmp": Image.fromarray(picture(3, SIZES[0])).convert("L"),
+        "clear.tiff": Image.fromarray(picture(4, SIZES[1])).convert("RGBA"),
+    }
+    paths = [tmp_path / name for name in images]
+    for path, image in zip(paths, images.values(), strict=True):
+        image.save(path)
+    assert (
+        main(["predict", "--run", str(run), "--out", str(out), *map(str, paths)]) == 0
+    )
+    assert f"4 segmented into {out}" in capsys.readouterr().out
+    assert len(list(out.iterdir())) == 8
+    for path in paths:
+        image = read_image(path)
+        labels = predict_at(net.model, net.params, image, size=size)
+        target = out / f"{path.stem}.png"
+        with Image.open(target) as written:
+            assert written.mode == "P"
+        np.testing.assert_array_equal(read_label(target), labels)
+        np.testing.assert_array_equal(read_image(target), fcn_jax.colorize(labels))
+        np.testing.assert_array_equal(
+            read_image(out / f"{path.stem}_overlay.png"),
+            fcn_jax.overlay(image, labels),
+        )
+
+
+def test_predict_lists_unreadable_images_at_the_end(make_run, tmp_path, capsys):
+    run, out = make_run(root="not needed"), tmp_path / "out"
+    bad, absent, good = (tmp_path / name for name in ("bad.jpg", "no.png", "good.png"))
+    bad.write_text("<html>not found</html>")
+    Image.fromarray(picture(1, SIZES[0])).save(good)
+    images = [str(path) for path in (bad, absent, good)]
+    assert main(["predict", "--run", str(run), "--out", str(out), *images]) == 1
+    captured = capsys.readouterr()
+    *_, first, second = captured.err.splitlines()
+    assert first.startswith(f"not read: {bad}: ")
+    assert second.startswith(f"not read: {absent}: ")
+    assert f"1 segmented into {out}" in captured.out
+    assert {path.name for path in out.iterdir()} == {"good.png", "good_overlay.png"}
+
+
+def test_help_of_the_module_lists_the_commands():
+    result = subprocess.run(
+        [sys.executable, "-m", "fcn_jax", "--help"], capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr
+    assert "python -m fcn_jax" in result.stdout
+    assert "evaluate" in result.stdout and "predict" in result.stdout

@@ -1,9 +1,7 @@
 """Checkpoints of the training state, whole or absent."""
 
 from pathlib import Path
-from typing import Any
 
-import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
@@ -49,24 +47,13 @@ class Checkpoints:
             self._manager.save(step, args=args, metrics=metrics)
 
     def restore(self, state: TrainState) -> TrainState:
-        """The latest checkpoint, with the structure and the placement of ``state``.
+        """The latest checkpoint.
 
-        Raises:
-            ValueError: if the checkpoint is of another network or optimiser.
+        Args:
+            state: tells structure, shapes and dtypes, as `jax.eval_shape` gives them.
         """
-        target: Any = jax.tree.map(ocp.tree.to_shape_dtype_struct, state._asdict())
-        step = self.latest_step()
-        try:
-            restored = self._manager.restore(
-                step, args=ocp.args.StandardRestore(target)
-            )
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(
-                f"{self._manager.directory}: the checkpoint of step {step} is not of "
-                "this network and optimiser; give the new config a --workdir of its "
-                f"own ({error})"
-            ) from error
-        return TrainState(**restored)
+        args = ocp.args.StandardRestore(state._asdict())
+        return TrainState(**self._manager.restore(self.latest_step(), args=args))
 
     def close(self) -> None:
         """Waits until all is written."""

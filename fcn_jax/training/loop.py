@@ -220,7 +220,7 @@ def _with_mean(config: Config, mean_rgb: tuple[float, ...]) -> Config:
 
 
 def _as_before(config: Config, path: Path) -> Config:
-    """The config, if the run that ``path`` tells of trains the same network."""
+    """The config, if it can go on with the run that ``path`` tells of."""
     before = load_config(path)
     config = _with_mean(config, before.model.mean_rgb)
     for name in ("model", "data", "optim"):
@@ -230,10 +230,11 @@ def _as_before(config: Config, path: Path) -> Config:
             if was == now:
                 continue
             change = f"config.{name}.{field.name} was {was!r} and is {now!r}"
-            if name == "model" or field.name in ("num_classes", "ignore_label"):
+            # What the shapes and the meaning of the saved state depend on.
+            if name == "model" or field.name in ("num_classes", "ignore_label", "name"):
                 raise ValueError(
-                    f"{path.parent} holds a run of another network: {change}. Give the "
-                    "new one a --workdir of its own"
+                    f"{path.parent} holds another run: {change}. Give the new one a "
+                    "--workdir of its own"
                 )
             _log.warning("resuming with another setting: %s", change)
     return config

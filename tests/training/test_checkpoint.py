@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -5,13 +7,13 @@ import optax
 import pytest
 
 from fcn_jax.training.checkpoint import Checkpoints
-from fcn_jax.training.steps import init_state
+from fcn_jax.training.steps import TrainState, init_state
 
 TX = optax.adam(1e-3)
 
 
-def state_at(step, side=3):
-    state = init_state({"kernel": jnp.full([side, 2], step, jnp.float32)}, TX)
+def state_at(step):
+    state = init_state({"kernel": jnp.full([3, 2], step, jnp.float32)}, TX)
     return state._replace(step=jnp.asarray(step, jnp.int32))
 
 
@@ -53,12 +55,26 @@ def test_restored_state_is_the_latest_one_saved(tmp_path):
         np.testing.assert_array_equal(a, b)
 
 
-def test_state_of_another_shape_is_refused(tmp_path):
-    save_all(tmp_path / "c", [0.5], keep=1)
+def test_state_may_be_donated_as_soon_as_its_save_has_begun(tmp_path):
+    @functools.partial(jax.jit, donate_argnums=0)
+    def next_state(state):
+        params = jax.tree.map(lambda leaf: leaf + 1, state.params)
+        return TrainState(state.step + 1, params, state.opt_state)
+
+    state = TrainState(jnp.asarray(0), {"kernel": jnp.zeros([1000, 1000])}, ())
     checkpoints = Checkpoints(tmp_path / "c", keep=1)
-    with pytest.raises(ValueError, match="step 1 is not of this network"):
-        checkpoints.restore(jax.eval_shape(lambda: state_at(0, side=4)))
+    for _ in range(2):
+        state = next_state(state)
+    checkpoints.save(state)
+    for _ in range(5):
+        state = next_state(state)
+    jax.block_until_ready(state)
     checkpoints.close()
+    checkpoints = Checkpoints(tmp_path / "c", keep=1)
+    restored = checkpoints.restore(jax.eval_shape(lambda: state))
+    checkpoints.close()
+    assert restored.step == 2
+    assert np.unique(restored.params["kernel"]).tolist() == [2.0]
 
 
 def test_no_checkpoint_has_no_latest_step(tmp_path):

@@ -22,6 +22,21 @@ def few_pictures(monkeypatch):
     monkeypatch.setattr(config_module, "SHAPES_EVAL", 3)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def compiled_once(tmp_path_factory):
+    """Each run here compiles the same step anew: it may take the first one's."""
+    options = {
+        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+    }
+    before = {name: getattr(jax.config, name) for name in options}
+    for name, value in options.items():
+        jax.config.update(name, value)
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+
+
 def thin_config(**changes):
     return Config(
         model=Model(width=1 / 16),
@@ -121,10 +136,14 @@ def test_finished_run_is_left_as_it_is(whole_run):
     assert (workdir / "model.safetensors").stat().st_mtime_ns == before
 
 
-def test_run_of_another_network_is_refused(whole_run):
+@pytest.mark.parametrize(
+    ("part", "field", "value"),
+    [("model", "crop", "corner"), ("optim", "name", "sgd"), ("data", "num_classes", 6)],
+)
+def test_run_of_another_kind_is_refused(whole_run, part, field, value):
     config = thin_config()
-    config.model.crop = "corner"
-    with pytest.raises(ValueError, match="config.model.crop was 'center' and is 'cor"):
+    setattr(getattr(config, part), field, value)
+    with pytest.raises(ValueError, match=f"{part}.{field} was .* and is {value!r}"):
         loop.train(config, whole_run[0])
 
 

@@ -7,7 +7,6 @@ compared with the network's own parameters, and what does not fit is reported at
 import contextlib
 import json
 import logging
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -21,6 +20,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from fcn_jax.files import replacing
 from fcn_jax.models.fcn import FCN, fields_of
 from fcn_jax.models.vgg import VGG16
 from fcn_jax.weights import npy, torch
@@ -113,7 +113,6 @@ def save(
         ValueError: if ``params`` do not fit ``model`` or hold NaN or infinity, or if
             ``class_names`` are not one for each class.
     """
-    path = Path(path)
     if class_names and len(class_names) != model.num_classes:
         raise ValueError(
             f"class_names has {len(class_names)} names for {model.num_classes} "
@@ -126,16 +125,11 @@ def save(
         "model": json.dumps(fields_of(model)),
         "class_names": json.dumps(list(class_names)),
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
+    with replacing(path) as unfinished:
         unfinished.touch()
         mode = unfinished.stat().st_mode
         save_file(arrays, unfinished, metadata)
         unfinished.chmod(mode)  # save_file would keep others from reading it
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def load(path: str | Path) -> tuple[FCN, dict]:

@@ -1,4 +1,5 @@
 import json
+import os
 import logging
 from pathlib import Path
 
@@ -264,7 +265,7 @@ def test_save_that_fails_leaves_the_old_file_alone(saved, params, monkeypatch):
     def fail(*_):
         raise OSError("disk full")
 
-    monkeypatch.setattr(store.os, "replace", fail)
+    monkeypatch.setattr(os, "replace", fail)
     with pytest.raises(OSError, match="disk full"):
         store.save(saved, MODEL, params)
     assert saved.read_bytes() == before

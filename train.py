@@ -1,6 +1,9 @@
 """Trains and evaluates a network: python train.py --config configs/quickstart.py"""
 
-from absl import app, flags, logging
+import logging
+
+import absl.logging
+from absl import app, flags
 from ml_collections import config_flags
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -18,7 +21,8 @@ def main(argv: list[str]) -> None:
     from fcn_jax.evaluation.report import table
     from fcn_jax.training.loop import train
 
-    logging.set_verbosity(logging.INFO)
+    absl.logging.set_verbosity(absl.logging.WARNING)  # Orbax tells all it does.
+    logging.getLogger("fcn_jax").setLevel(logging.INFO)
     try:
         figures = train(_CONFIG.value, _WORKDIR.value)
     except (ValueError, FloatingPointError, KeyboardInterrupt) as error:

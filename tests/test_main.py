@@ -105,7 +105,7 @@ def scores_by_hand(net, root, split):
         "pixel accuracy": right.sum() / true.sum(),
         "mean accuracy": (right / true).mean(),
         "mean iu": iu.mean(),
-        "frequency-weighted iu": (true * iu).sum() / true.sum(),
+        "frequency weighted iu": (true * iu).sum() / true.sum(),
         **{f"iu {name}": value for name, value in zip(NAMES, iu, strict=False)},
         "iu boat": None,
     }
@@ -113,7 +113,12 @@ def scores_by_hand(net, root, split):
 
 def printed_scores(text):
     """{name: per cent, None for a dash} of the lines before "Written: "."""
-    lines = text.partition("Written: ")[0].lower().splitlines()
+    lines = (
+        text.partition("Written: ")[0]
+        .lower()
+        .replace("frequency-", "frequency ")
+        .splitlines()
+    )
     rows = [line.rsplit(maxsplit=1) for line in lines]
     return {name.strip(): None if v == "-" else float(v) for name, v in rows}
 

@@ -36,7 +36,7 @@ class ShapesSource:
         rng = np.random.default_rng([i, *self.split.encode()])
         image = _background(rng, *self.size)
         label = np.zeros(self.size, np.int32)
-        for _ in range(rng.integers(1, 4)):
+        for _ in range(rng.integers(1, 3)):
             class_index = int(rng.integers(1, len(CLASS_NAMES)))
             outside = _place(rng, _OUTLINES[class_index - 1], *self.size)
             cover = np.clip(0.5 - outside, 0, 1)[..., None]  # Share of each pixel.

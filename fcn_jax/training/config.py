@@ -20,7 +20,7 @@ VGG16_HELP = (
 )
 DTYPES = ("float32", "bfloat16")
 SOURCES = ("folder", "shapes")
-SHAPES_TRAIN, SHAPES_EVAL = 2000, 100  # Pictures of the two splits of "shapes".
+SHAPES_TRAIN, SHAPES_EVAL = 4000, 100  # Pictures of the two splits of "shapes".
 
 
 @dataclass

@@ -1,6 +1,6 @@
 import json
-import os
 import logging
+import os
 from pathlib import Path
 
 import jax

@@ -25,7 +25,7 @@ def main(argv: list[str]) -> None:
     logging.getLogger("fcn_jax").setLevel(logging.INFO)
     try:
         figures = train(_CONFIG.value, _WORKDIR.value)
-    except (ValueError, FloatingPointError, KeyboardInterrupt) as error:
+    except (ValueError, FloatingPointError, OSError, KeyboardInterrupt) as error:
         raise SystemExit(f"train.py: {error}") from error
     print(f"Best network, of step {figures.pop('step')}:\n{table(figures)}")
     print(f"Pictures: {_WORKDIR.value}/results.png, {_WORKDIR.value}/curves.png")

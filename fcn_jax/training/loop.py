@@ -38,7 +38,12 @@ from fcn_jax.training.config import (
 )
 from fcn_jax.training.log import Log, Meter, read_log
 from fcn_jax.training.optim import make_optimizer, make_schedule
-from fcn_jax.training.steps import TrainState, init_state, make_train_step
+from fcn_jax.training.steps import (
+    TrainState,
+    TrainStep,
+    init_state,
+    make_train_step,
+)
 from fcn_jax.weights.store import RUN_FILE, read_vgg16, save
 
 _log = logging.getLogger("fcn_jax")
@@ -73,15 +78,7 @@ def train(config: Config, workdir: str | Path) -> dict[str, Any]:
         config, state = _start_or_resume(config, workdir, checkpoints, tx)
         start, key = int(state.step), _key(config, "steps")
         model = make_model(config)
-        train_step = jax.jit(
-            make_train_step(
-                model,
-                tx,
-                ignore_label=config.data.ignore_label,
-                loss_normalization=config.loss_normalization,
-            ),
-            donate_argnums=0,
-        )
+        train_step = _train_step(config, model, tx)
         batches = _batches(config, train_source, start)
         stack.callback(batches.close)
         log = Log(workdir, start_step=start)
@@ -136,9 +133,21 @@ def _optimizer(
     return schedule, tx
 
 
+def _train_step(
+    config: Config, model: FCN, tx: optax.GradientTransformation
+) -> TrainStep:
+    step = make_train_step(
+        model,
+        tx,
+        ignore_label=config.data.ignore_label,
+        loss_normalization=config.loss_normalization,
+    )
+    return jax.jit(step, donate_argnums=0)
+
+
 def _key(config: Config, purpose: str) -> jax.Array:
-    """An own key for the initial parameters and for the steps."""
-    number = ("params", "steps").index(purpose)
+    """The key of the initial "params", or that of all "steps"."""
+    number = {"params": 0, "steps": 1}[purpose]
     return jax.random.fold_in(jax.random.key(config.seed), number)
 
 

@@ -7,7 +7,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from fcn_jax.models.geometry import crop_to
+from fcn_jax.models.geometry import (
+    CAFFE_PAD,
+    IMAGE,
+    caffe_coordinates,
+    crop_to,
+    window,
+)
 from fcn_jax.models.upsampling import (
     bilinear_kernel,
     upsample_bilinear,
@@ -20,7 +26,7 @@ SKIPS = {"fcn32s": (), "fcn16s": ("pool4",), "fcn8s": ("pool4", "pool3")}
 
 _CHOICES = {
     "variant": tuple(SKIPS),
-    "geometry": ("same",),
+    "geometry": ("same", "caffe"),
     "crop": ("center", "corner"),
     "score_init": ("xavier", "zero"),
 }
@@ -36,20 +42,23 @@ class Upsample(nn.Module):
     Attributes:
         factor: how many times larger.
         learned: a dense kernel in the parameters, bilinear at first; else bilinear.
+        padding: "SAME", or "VALID" for the uncut output.
     """
 
     factor: int
     learned: bool = False
+    padding: str = "SAME"
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         if not self.learned:
-            return upsample_bilinear(x, self.factor)
+            return upsample_bilinear(x, self.factor, self.padding)
 
         def init(key: jax.Array) -> jax.Array:
             return jnp.asarray(bilinear_kernel(self.factor, x.shape[-1]))
 
-        return upsample_learned(x, self.param("kernel", init), self.factor)
+        kernel = self.param("kernel", init)
+        return upsample_learned(x, kernel, self.factor, self.padding)
 
 
 class Head(nn.Module):
@@ -57,6 +66,7 @@ class Head(nn.Module):
 
     variant: str
     num_classes: int
+    geometry: str
     crop: str
     dtype: Any
     score_init: str
@@ -65,6 +75,8 @@ class Head(nn.Module):
 
     @nn.compact
     def __call__(self, maps: dict[str, jax.Array], size: tuple[int, int]) -> jax.Array:
+        caffe, coordinates = self.geometry == "caffe", caffe_coordinates()
+
         def score(name: str, x: jax.Array) -> jax.Array:
             init = _SCORE_INITS[self.score_init]
             conv = Conv(
@@ -74,18 +86,27 @@ class Head(nn.Module):
             return conv(x).astype(jnp.float32)
 
         def upsample(x: jax.Array, factor: int, name: str) -> jax.Array:
-            return Upsample(factor, self.learn_upsampling, name=name)(x)
+            padding = "VALID" if caffe else "SAME"
+            return Upsample(factor, self.learn_upsampling, padding, name=name)(x)
 
-        x, stride = score("score_fr", maps["fc7"]), 32
+        # Where x lies over the image: known in geometry "caffe", of no use in "same".
+        x, at = score("score_fr", maps["fc7"]), coordinates["fc7"]
+        stride = 32
         names = ("upscore2", "upscore_pool4")
         skips = zip(SKIPS[self.variant], self.pool_scales, names, strict=False)
         for pool, scale, name in skips:
             skip = score(f"score_{pool}", maps[pool] * scale)
-            x = upsample(x, 2, name)  # [B, 2h, 2w, C]
-            x = crop_to(x, skip.shape[1:3], self.crop) + skip
+            x, at = upsample(x, 2, name), at.upsampled(2)  # [B, 2h, 2w, C] or 2 more
+            if caffe:  # The pool's map is the larger one.
+                x += window(skip, coordinates[pool].offset(at), x.shape[1:3])
+            else:
+                x = crop_to(x, skip.shape[1:3], self.crop) + skip
             stride //= 2
         name = "upscore" if stride == 32 else f"upscore{stride}"
-        return crop_to(upsample(x, stride, name), size, self.crop)
+        x, at = upsample(x, stride, name), at.upsampled(stride)
+        return (
+            window(x, at.offset(IMAGE), size) if caffe else crop_to(x, size, self.crop)
+        )
 
 
 class FCN(nn.Module):
@@ -97,8 +118,10 @@ class FCN(nn.Module):
     Attributes:
         variant: "fcn32s", "fcn16s" or "fcn8s", by the stride of the finest scores.
         num_classes: C.
-        geometry: "same": every layer keeps its map's size, crops are plain.
-        crop: "center" or "corner", what of an upsampled map is kept beside a smaller.
+        geometry: "same", where every layer keeps its map's size; or "caffe", that of
+            the authors' release, which the published weights need (see geometry.py).
+        crop: "center" or "corner", what of an upsampled map is kept beside a smaller;
+            of no effect in geometry "caffe".
         mean_rgb: subtracted from the image; it belongs to the weights of the body.
         width: multiplier of the body's filters, for thin networks.
         dropout: rate after fc6 and fc7 in training.
@@ -152,12 +175,19 @@ class FCN(nn.Module):
             logits [B, H, W, C] float32.
         """
         x = image.astype(jnp.float32) - jnp.asarray(self.mean_rgb, jnp.float32)
+        caffe = self.geometry == "caffe"
         body = VGG16(
-            width=self.width, dropout=self.dropout, dtype=self.dtype, name="body"
+            width=self.width,
+            dropout=self.dropout,
+            dtype=self.dtype,
+            pad=CAFFE_PAD if caffe else 1,
+            fc6_padding="VALID" if caffe else "SAME",
+            name="body",
         )
         head = Head(
             variant=self.variant,
             num_classes=self.num_classes,
+            geometry=self.geometry,
             crop=self.crop,
             dtype=self.dtype,
             score_init=self.score_init,

@@ -1,8 +1,21 @@
-"""Sides and crops: how large each map is and how one is laid over another."""
+"""Sides and crops: how large each map is and how one is laid over another.
 
-from typing import Literal
+In geometry "same" every layer keeps its map's size, and an upsampled map is cropped to
+the smaller one that it meets.
+
+In geometry "caffe", that of the authors' release, fc6 is not padded and takes 6 rows
+off its input. conv1_1 pads by 100 to make up for it: then even an image of one pixel
+leaves in pool5 the 7 rows that fc6 needs. What the padding adds is cut off again:
+`Coordinates` follow each map's place over the image through pads, strides and kernels,
+and the difference of two places is the offset of a crop, such as the 19 of FCN-32s.
+"""
+
+from fractions import Fraction
+from typing import Literal, NamedTuple
 
 import jax
+
+from fcn_jax.models.upsampling import kernel_side
 
 Crop = Literal["center", "corner"]
 
@@ -39,3 +52,61 @@ def crop_to(x: jax.Array, size: tuple[int, int], crop: Crop) -> jax.Array:
     top = crop_offset(x.shape[1], size[0], crop)
     left = crop_offset(x.shape[2], size[1], crop)
     return x[:, top : top + size[0], left : left + size[1]]
+
+
+def window(x: jax.Array, offset: int, size: tuple[int, int]) -> jax.Array:
+    """Crops a map to ``size`` rows and columns from row and column ``offset`` on."""
+    return x[:, offset : offset + size[0], offset : offset + size[1]]
+
+
+class Coordinates(NamedTuple):
+    """Where a map lies over the image: row x of it falls on row scale * x + shift.
+
+    Columns are alike. Rows are counted at pixel centres from 0, in exact fractions.
+
+    Attributes:
+        scale: rows of the map per row of the image.
+        shift: row of the map that the image's first row falls on.
+    """
+
+    scale: Fraction = Fraction(1)
+    shift: Fraction = Fraction(0)
+
+    def convolved(self, kernel: int, *, stride: int = 1, pad: int = 0) -> "Coordinates":
+        """Of the map that a convolution or a pool makes of this one."""
+        center = Fraction(kernel - 1, 2)
+        return Coordinates(self.scale / stride, (self.shift + pad - center) / stride)
+
+    def upsampled(self, factor: int) -> "Coordinates":
+        """Of the map that an uncut transposed convolution makes of this one."""
+        center = Fraction(kernel_side(factor) - 1, 2)
+        return Coordinates(self.scale * factor, self.shift * factor + center)
+
+    def offset(self, other: "Coordinates") -> int:
+        """First row of this map to keep, for it to lie over another of its scale.
+
+        Raises:
+            ValueError: if no crop by whole rows lays it there.
+        """
+        offset = self.shift - other.shift
+        if self.scale != other.scale or offset.denominator != 1:
+            raise ValueError(f"no crop lays {self} over {other}")
+        return int(offset)
+
+
+IMAGE = Coordinates()
+CAFFE_PAD = 100
+
+
+def caffe_coordinates() -> dict[str, Coordinates]:
+    """Of the maps of VGG-16 that heads are built on, in geometry "caffe".
+
+    Reference: the authors' net definitions (voc-fcn32s) and their coord_map.py.
+    """
+    at = IMAGE.convolved(3, pad=CAFFE_PAD)
+    maps = {}
+    for block in range(1, 6):
+        # The other 3x3 convolutions, padded by 1, leave a map in its place.
+        at = maps[f"pool{block}"] = at.convolved(2, stride=2)
+    maps["fc7"] = at.convolved(7)
+    return maps

@@ -40,18 +40,19 @@ def bilinear_kernel(factor: int, num_classes: int) -> np.ndarray:
     return np.einsum("i,j,cd->ijcd", weights, weights, identity)
 
 
-def same_padding(factor: int) -> tuple[int, int]:
-    """Padding for `lax.conv_transpose` that gives side * factor: k - f is cut away.
+def transpose_padding(factor: int, padding: str) -> tuple[int, int]:
+    """What `lax.conv_transpose` is to pad its dilated input with.
 
-    The uncut output has side (n - 1) * f + k and comes from padding by k - 1; the cut
-    is halved, so that each pixel lies at the centre of the f pixels made of it.
+    Padding by k - 1 gives every pixel its whole footprint, side (n - 1) * f + k, as
+    "VALID" asks. "SAME" cuts k - f of that, half on each side: side n * f, each pixel
+    at the centre of the f pixels made of it.
     """
     k = kernel_side(factor)
-    pad = k - 1 - (k - factor) // 2
+    pad = k - 1 - ((k - factor) // 2 if padding == "SAME" else 0)
     return pad, pad
 
 
-def upsample_bilinear(x: jax.Array, factor: int) -> jax.Array:
+def upsample_bilinear(x: jax.Array, factor: int, padding: str = "SAME") -> jax.Array:
     """Upsamples each channel bilinearly, the map fading to zero outside its border.
 
     The kernel is an outer product, so rows and columns go one after the other; and it
@@ -61,23 +62,27 @@ def upsample_bilinear(x: jax.Array, factor: int) -> jax.Array:
     Args:
         x: [B, H, W, C].
         factor: how many times larger, at least 1.
+        padding: "SAME", or "VALID" for the uncut output.
     Returns:
-        [B, factor * H, factor * W, C] of the dtype of ``x``.
+        [B, factor * H, factor * W, C] of the dtype of ``x``; "VALID": sides
+        (n - 1) * factor + k with k = `kernel_side`.
     """
     b, h, w, c = x.shape
     weights = jnp.asarray(bilinear_weights(factor), x.dtype)
-    pad = same_padding(factor)
+    pad = transpose_padding(factor, padding)
     x = x.transpose(0, 3, 1, 2).reshape(b * c, h, w, 1)
     x = lax.conv_transpose(
         x, weights.reshape(-1, 1, 1, 1), (factor, 1), [pad, (0, 0)]
-    )  # [B*C, f*H, W, 1]
+    )  # [B*C, H', W, 1]
     x = lax.conv_transpose(
         x, weights.reshape(1, -1, 1, 1), (1, factor), [(0, 0), pad]
-    )  # [B*C, f*H, f*W, 1]
-    return x.reshape(b, c, factor * h, factor * w).transpose(0, 2, 3, 1)
+    )  # [B*C, H', W', 1]
+    return x.reshape(b, c, *x.shape[1:3]).transpose(0, 2, 3, 1)
 
 
-def upsample_learned(x: jax.Array, kernel: jax.Array, factor: int) -> jax.Array:
+def upsample_learned(
+    x: jax.Array, kernel: jax.Array, factor: int, padding: str = "SAME"
+) -> jax.Array:
     """Upsamples by a transposed convolution with a dense kernel.
 
     Args:
@@ -85,10 +90,11 @@ def upsample_learned(x: jax.Array, kernel: jax.Array, factor: int) -> jax.Array:
         kernel: [k, k, C, D]; ``kernel[a, b, c, d]`` is what class c of one pixel adds
             to class d at row a, column b of its footprint, as Caffe defines it.
         factor: the stride, with k = `kernel_side`.
+        padding: as for `upsample_bilinear`.
     Returns:
-        [B, factor * H, factor * W, D] of the dtype of ``x``.
+        [B, factor * H, factor * W, D] of the dtype of ``x``, or the uncut sides.
     """
     # lax.conv_transpose correlates, so the footprint must be turned around.
     kernel = kernel[::-1, ::-1].astype(x.dtype)
-    pad = same_padding(factor)
+    pad = transpose_padding(factor, padding)
     return lax.conv_transpose(x, kernel, (factor, factor), [pad, pad])

@@ -1,6 +1,7 @@
 """VGG-16 with its dense layers as convolutions: the body of every FCN."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -16,6 +17,9 @@ NUM_POOLS = len(BLOCKS)
 # RGB mean of the training images of Oxford's VGG-16, which it expects subtracted.
 VGG_MEAN_RGB = (123.68, 116.779, 103.939)
 
+# "SAME", "VALID", or rows and columns of zeros: ((top, bottom), (left, right)).
+Padding = str | Sequence[tuple[int, int]]
+
 _DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 # Random layers are made to give features of size 1, from inputs of these sizes (root
 # mean square): pixels less their mean, and pool5 of the Caffe VGG-16 on photographs.
@@ -30,7 +34,7 @@ def _kernel_init(layer: str) -> nn.initializers.Initializer:
     return nn.initializers.variance_scaling(scale, "fan_in", "truncated_normal")
 
 
-def _conv(x: jax.Array, kernel: jax.Array, padding: str) -> jax.Array:
+def _conv(x: jax.Array, kernel: jax.Array, padding: Padding) -> jax.Array:
     return lax.conv_general_dilated(
         x, kernel, (1, 1), padding, dimension_numbers=_DIMENSIONS
     )
@@ -77,7 +81,7 @@ class Conv(nn.Module):
     Attributes:
         filters: channels out.
         side: height and width of the kernel.
-        padding: "SAME" or "VALID".
+        padding: as `lax.conv_general_dilated` takes it; of a wide one a name.
         wide: computed by `wide_conv`.
         dtype: of the computation; the parameters are float32.
         kernel_init: initialiser of the kernel; the bias starts at zero.
@@ -85,7 +89,7 @@ class Conv(nn.Module):
 
     filters: int
     side: int = 3
-    padding: str = "SAME"
+    padding: Padding = "SAME"
     wide: bool = False
     dtype: Any = jnp.float32
     kernel_init: nn.initializers.Initializer = nn.initializers.he_normal()
@@ -141,6 +145,8 @@ class VGG16(nn.Module):
         width: multiplier of all filters, for thin networks.
         dropout: rate after fc6 and fc7.
         dtype: of the computation.
+        pad: rows and columns of zeros that conv1_1 sees around the image.
+        fc6_padding: "SAME" keeps pool5's size; "VALID" loses 6 rows and columns.
     Reference: Simonyan and Zisserman, arXiv:1409.1556, configuration D; Long et al.,
         arXiv:1411.4038, section 4.1.
     """
@@ -149,6 +155,8 @@ class VGG16(nn.Module):
     width: float = 1.0
     dropout: float = 0.5
     dtype: Any = jnp.float32
+    pad: int = 1
+    fc6_padding: str = "SAME"
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool = False) -> dict[str, jax.Array]:
@@ -159,7 +167,8 @@ class VGG16(nn.Module):
             train: applies dropout; needs the "dropout" key.
         Returns:
             The maps that heads are built on: "pool1" .. "pool5" [B, H/2^i, W/2^i, C],
-            sides rounded up, then "fc7" and, with ``num_classes``, "fc8" of pool5's.
+            sides rounded up, then "fc7" and, with ``num_classes``, "fc8" of pool5's
+            sides. More ``pad`` makes all larger, a VALID fc6 the last two smaller.
         """
         maps = {}
         x = x.astype(self.dtype)
@@ -167,21 +176,27 @@ class VGG16(nn.Module):
             filters = scaled(filters, self.width)
             for i in range(1, convolutions + 1):
                 name = f"conv{block}_{i}"
-                x = nn.relu(self._conv(name, filters)(x))
+                pad = self.pad if name == "conv1_1" else 1
+                padding = ((pad, pad), (pad, pad))
+                x = nn.relu(self._conv(name, filters, 3, padding)(x))
             x = maps[f"pool{block}"] = max_pool(x)  # [B, H/2, W/2, C]
         filters = scaled(FC_FILTERS, self.width)
         for name, side in (("fc6", 7), ("fc7", 1)):
-            x = nn.relu(self._conv(name, filters, side, wide=True)(x))
+            conv = self._conv(name, filters, side, self.fc6_padding, wide=True)
+            x = nn.relu(conv(x))
             x = nn.Dropout(self.dropout, deterministic=not train)(x)
         maps["fc7"] = x
         if self.num_classes:
-            maps["fc8"] = self._conv("fc8", self.num_classes, 1, wide=True)(x)
+            maps["fc8"] = self._conv("fc8", self.num_classes, 1, "SAME", wide=True)(x)
         return maps
 
-    def _conv(self, name: str, filters: int, side: int = 3, wide: bool = False) -> Conv:
+    def _conv(
+        self, name: str, filters: int, side: int, padding: Padding, wide: bool = False
+    ) -> Conv:
         return Conv(
             filters,
             side,
+            padding,
             wide=wide,
             dtype=self.dtype,
             kernel_init=_kernel_init(name),

@@ -3,6 +3,8 @@
 from types import SimpleNamespace
 
 import numpy as np
+import onnx
+import onnxruntime
 import pytest
 
 # name: (side of the kernel, channels in, channels out) at width 1, in order.
@@ -103,6 +105,54 @@ def head_params(weights: dict, variant: str, learned: bool = False) -> dict:
     return params
 
 
+class Graph:
+    """An ONNX graph, built node by node; maps are [B, C, H, W]."""
+
+    def __init__(self):
+        self.nodes, self.tensors = [], []
+
+    def constant(self, value):
+        name = f"constant{len(self.tensors)}"
+        self.tensors.append(
+            onnx.numpy_helper.from_array(np.ascontiguousarray(value), name)
+        )
+        return name
+
+    def add(self, op, *inputs, **attributes):
+        name = f"{op}{len(self.nodes)}"
+        self.nodes.append(onnx.helper.make_node(op, inputs, [name], **attributes))
+        return name
+
+    def conv(self, x, kernel, bias, pad=None):
+        pads = [kernel.shape[-1] // 2 if pad is None else pad] * 4
+        return self.add(
+            "Conv", x, self.constant(kernel), self.constant(bias), pads=pads
+        )
+
+    def crop(self, x, top, left, height, width):
+        ends = [top + height, left + width]
+        limits = (np.array(v, np.int64) for v in ([top, left], ends, [2, 3]))
+        return self.add("Slice", x, *map(self.constant, limits))
+
+    def run(self, feed, outputs):
+        floats = onnx.TensorProto.FLOAT
+        graph = onnx.helper.make_graph(
+            self.nodes,
+            "network",
+            [onnx.helper.make_tensor_value_info("image", floats, feed.shape)],
+            [onnx.helper.make_tensor_value_info(o, floats, None) for o in outputs],
+            self.tensors,
+        )
+        opsets = [onnx.helper.make_opsetid("", 17)]
+        model = onnx.helper.make_model(graph, opset_imports=opsets, ir_version=8)
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = 1
+        session = onnxruntime.InferenceSession(
+            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
+        return [y.transpose(0, 2, 3, 1) for y in session.run(outputs, {"image": feed})]
+
+
 def _conv_params(kernel: np.ndarray, bias: np.ndarray) -> dict:
     return {"kernel": kernel.transpose(2, 3, 1, 0), "bias": bias}
 
@@ -111,6 +161,7 @@ def _conv_params(kernel: np.ndarray, bias: np.ndarray) -> dict:
 def reference():
     """The definitions above; modules of tests cannot import one another."""
     return SimpleNamespace(
+        Graph=Graph,
         BODY=BODY,
         SCORES=SCORES,
         UPSAMPLINGS=UPSAMPLINGS,

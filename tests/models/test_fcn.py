@@ -13,8 +13,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import onnx
-import onnxruntime
 import pytest
 
 from fcn_jax.models.fcn import FCN, fields_of, model_of
@@ -62,57 +60,9 @@ def make_image(shape, dtype, seed=0):
     return image.astype(dtype)
 
 
-class Graph:
-    """An ONNX graph, built node by node; maps are [B, C, H, W]."""
-
-    def __init__(self):
-        self.nodes, self.tensors = [], []
-
-    def constant(self, value):
-        name = f"constant{len(self.tensors)}"
-        self.tensors.append(
-            onnx.numpy_helper.from_array(np.ascontiguousarray(value), name)
-        )
-        return name
-
-    def add(self, op, *inputs, **attributes):
-        name = f"{op}{len(self.nodes)}"
-        self.nodes.append(onnx.helper.make_node(op, inputs, [name], **attributes))
-        return name
-
-    def conv(self, x, kernel, bias):
-        pads = [kernel.shape[-1] // 2] * 4
-        return self.add(
-            "Conv", x, self.constant(kernel), self.constant(bias), pads=pads
-        )
-
-    def crop(self, x, top, left, height, width):
-        ends = [top + height, left + width]
-        limits = (np.array(v, np.int64) for v in ([top, left], ends, [2, 3]))
-        return self.add("Slice", x, *map(self.constant, limits))
-
-    def run(self, feed, outputs):
-        floats = onnx.TensorProto.FLOAT
-        graph = onnx.helper.make_graph(
-            self.nodes,
-            "network",
-            [onnx.helper.make_tensor_value_info("image", floats, feed.shape)],
-            [onnx.helper.make_tensor_value_info(o, floats, None) for o in outputs],
-            self.tensors,
-        )
-        opsets = [onnx.helper.make_opsetid("", 17)]
-        model = onnx.helper.make_model(graph, opset_imports=opsets, ir_version=8)
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = 1
-        session = onnxruntime.InferenceSession(
-            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-        )
-        return [y.transpose(0, 2, 3, 1) for y in session.run(outputs, {"image": feed})]
-
-
 def run_onnx(reference, weights, image, cases):
     """The body's maps and the logits of each case, [B, H, W, C]."""
-    graph, sides, found = Graph(), {}, {}
+    graph, sides, found = reference.Graph(), {}, {}
     h, w = size = image.shape[1:3]
     x = "image"
     for block, convolutions in enumerate((2, 2, 3, 3, 3), start=1):

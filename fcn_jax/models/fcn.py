@@ -104,9 +104,9 @@ class Head(nn.Module):
             stride //= 2
         name = "upscore" if stride == 32 else f"upscore{stride}"
         x, at = upsample(x, stride, name), at.upsampled(stride)
-        return (
-            window(x, at.offset(IMAGE), size) if caffe else crop_to(x, size, self.crop)
-        )
+        if caffe:
+            return window(x, at.offset(IMAGE), size)
+        return crop_to(x, size, self.crop)
 
 
 class FCN(nn.Module):

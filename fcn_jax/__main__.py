@@ -1,13 +1,11 @@
 """The command line: python -m fcn_jax evaluate | predict."""
 
 import argparse
-import functools
 import sys
 from pathlib import Path
 
-from fcn_jax.evaluation.evaluate import RESULT_ROWS, evaluate, spread
-from fcn_jax.evaluation.report import report, table, write_report
-from fcn_jax.inference.predict import predict_at, predict_files
+from fcn_jax.evaluation.report import judge, table, write_report
+from fcn_jax.inference.predict import predict_files
 from fcn_jax.training.config import CONFIG_FILE, load_config, make_model, make_source
 from fcn_jax.weights.store import load
 
@@ -46,17 +44,15 @@ def _evaluate(args: argparse.Namespace) -> int:
     split = args.split or config.data.eval_split
     source = make_source(config, split)
     _, params = load(args.run)
-    confusion, rows = evaluate(
-        functools.partial(
-            predict_at, make_model(config), params, size=config.data.size
-        ),
-        source,
-        num_classes=config.data.num_classes,
-        ignore_label=config.data.ignore_label,
-        keep=spread(len(source), RESULT_ROWS),
-    )
     names = config.class_names()
-    figures = report(confusion, names)
+    figures, rows = judge(
+        make_model(config),
+        params,
+        source,
+        names,
+        ignore_label=config.data.ignore_label,
+        size=config.data.size,
+    )
     print(table(figures))
     write_report(
         args.run,

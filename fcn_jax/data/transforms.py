@@ -18,13 +18,17 @@ def resize(example: dict, size: tuple[int, int]) -> dict:
         example: see the module.
         size: (H, W) wanted.
     """
-    height, width = _checked(size)
-    image = Image.fromarray(example["image"])
-    image = np.array(image.resize((width, height), Image.Resampling.BILINEAR))
-    label = example["label"]
-    rows = _nearest(label.shape[0], height)
-    columns = _nearest(label.shape[1], width)
+    image, label = resize_image(example["image"], size), example["label"]
+    rows = _nearest(label.shape[0], size[0])
+    columns = _nearest(label.shape[1], size[1])
     return example | {"image": image, "label": label[rows[:, None], columns]}
+
+
+def resize_image(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Resizes [H, W, 3] uint8 to (h, w) as `resize` does."""
+    height, width = _checked(size)
+    resized = Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR)
+    return np.array(resized)
 
 
 def random_scale(

@@ -10,8 +10,6 @@ from tqdm import tqdm
 
 from fcn_jax.evaluation.metrics import confusion_matrix
 
-RESULT_ROWS = 10  # Examples shown in the picture of the results.
-
 Kept = tuple[str, np.ndarray, np.ndarray, np.ndarray]
 
 

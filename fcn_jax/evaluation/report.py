@@ -1,5 +1,6 @@
 """The figures of an evaluation as a dictionary, a table and files."""
 
+import functools
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,17 +8,51 @@ from typing import Any
 
 import numpy as np
 
-from fcn_jax.evaluation.evaluate import Kept
+from fcn_jax.evaluation.evaluate import Kept, evaluate, spread
 from fcn_jax.evaluation.metrics import iu_per_class, summarize
 from fcn_jax.files import write_json
+from fcn_jax.inference.predict import predict_at
+from fcn_jax.models.fcn import FCN
 from fcn_jax.visualize import results_figure
 
+RESULT_ROWS = 10  # Examples shown in the picture of the results.
 SCORES = {
     "pixel_accuracy": "pixel accuracy",
     "mean_accuracy": "mean accuracy",
     "mean_iu": "mean IU",
     "frequency_weighted_iu": "frequency-weighted IU",
 }
+
+
+def judge(
+    model: FCN,
+    params: dict[str, Any],
+    source: Any,
+    class_names: Sequence[str],
+    *,
+    ignore_label: int,
+    size: tuple[int, int] | tuple[()],
+) -> tuple[dict[str, Any], list[Kept]]:
+    """Evaluates a network on a split, with examples for the picture of its results.
+
+    Args:
+        model: the network.
+        params: of the model.
+        source: the split (fcn_jax.data.sources).
+        class_names: C names.
+        ignore_label: label of void pixels.
+        size: (h, w) that the network sees each image at; () for the image's own.
+    Returns:
+        The figures of `report`, and the examples that `evaluate` kept.
+    """
+    confusion, rows = evaluate(
+        functools.partial(predict_at, model, params, size=size),
+        source,
+        num_classes=len(class_names),
+        ignore_label=ignore_label,
+        keep=spread(len(source), RESULT_ROWS),
+    )
+    return report(confusion, class_names), rows
 
 
 def report(confusion: np.ndarray, class_names: Sequence[str]) -> dict[str, Any]:

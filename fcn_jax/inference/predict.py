@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from fcn_jax.data import transforms
 from fcn_jax.data.sources import read_image
+from fcn_jax.data.transforms import resize_image
 from fcn_jax.models.fcn import FCN, model_of
 from fcn_jax.visualize import overlay, save_image, save_label_png
 
@@ -87,9 +87,7 @@ def predict_at(
     """
     if not size:
         return np.asarray(predict(params, image, model=model))
-    example = {"image": image, "label": image[..., 0]}
-    resized = transforms.resize(example, size)["image"]
-    logits = _logits(model, params, resized[None])
+    logits = _logits(model, params, resize_image(image, size)[None])
     return np.asarray(_labels_at(logits, image.shape[:2])[0])
 
 

@@ -98,14 +98,15 @@ class Head(nn.Module):
             skip = score(f"score_{pool}", maps[pool] * scale)
             x, at = upsample(x, 2, name), at.upsampled(2)  # [B, 2h, 2w, C] or 2 more
             if caffe:  # The pool's map is the larger one.
-                x += window(skip, coordinates[pool].offset(at), x.shape[1:3])
+                offset = coordinates[pool].offset(at)
+                x += window(skip, offset, offset, x.shape[1:3])
             else:
                 x = crop_to(x, skip.shape[1:3], self.crop) + skip
             stride //= 2
         name = "upscore" if stride == 32 else f"upscore{stride}"
         x, at = upsample(x, stride, name), at.upsampled(stride)
         if caffe:
-            return window(x, at.offset(IMAGE), size)
+            return window(x, at.offset(IMAGE), at.offset(IMAGE), size)
         return crop_to(x, size, self.crop)
 
 

@@ -16,13 +16,9 @@ from typing import Literal, NamedTuple
 import jax
 
 from fcn_jax.models.upsampling import kernel_side
+from fcn_jax.models.vgg import NUM_POOLS
 
 Crop = Literal["center", "corner"]
-
-
-def pooled_side(side: int) -> int:
-    """Side of a map after a 2x2 max-pool of stride 2 with SAME padding."""
-    return (side + 1) // 2
 
 
 def crop_offset(big: int, small: int, crop: Crop) -> int:
@@ -51,12 +47,12 @@ def crop_to(x: jax.Array, size: tuple[int, int], crop: Crop) -> jax.Array:
     """
     top = crop_offset(x.shape[1], size[0], crop)
     left = crop_offset(x.shape[2], size[1], crop)
+    return window(x, top, left, size)
+
+
+def window(x: jax.Array, top: int, left: int, size: tuple[int, int]) -> jax.Array:
+    """Crops a map to ``size`` rows and columns from row ``top``, column ``left`` on."""
     return x[:, top : top + size[0], left : left + size[1]]
-
-
-def window(x: jax.Array, offset: int, size: tuple[int, int]) -> jax.Array:
-    """Crops a map to ``size`` rows and columns from row and column ``offset`` on."""
-    return x[:, offset : offset + size[0], offset : offset + size[1]]
 
 
 class Coordinates(NamedTuple):
@@ -105,7 +101,7 @@ def caffe_coordinates() -> dict[str, Coordinates]:
     """
     at = IMAGE.convolved(3, pad=CAFFE_PAD)
     maps = {}
-    for block in range(1, 6):
+    for block in range(1, NUM_POOLS + 1):
         # The other 3x3 convolutions, padded by 1, leave a map in its place.
         at = maps[f"pool{block}"] = at.convolved(2, stride=2)
     maps["fc7"] = at.convolved(7)

@@ -178,19 +178,19 @@ class VGG16(nn.Module):
                 name = f"conv{block}_{i}"
                 pad = self.pad if name == "conv1_1" else 1
                 padding = ((pad, pad), (pad, pad))
-                x = nn.relu(self._conv(name, filters, 3, padding)(x))
+                x = nn.relu(self._layer(name, filters, 3, padding)(x))
             x = maps[f"pool{block}"] = max_pool(x)  # [B, H/2, W/2, C]
         filters = scaled(FC_FILTERS, self.width)
         for name, side in (("fc6", 7), ("fc7", 1)):
-            conv = self._conv(name, filters, side, self.fc6_padding, wide=True)
+            conv = self._layer(name, filters, side, self.fc6_padding, wide=True)
             x = nn.relu(conv(x))
             x = nn.Dropout(self.dropout, deterministic=not train)(x)
         maps["fc7"] = x
         if self.num_classes:
-            maps["fc8"] = self._conv("fc8", self.num_classes, 1, "SAME", wide=True)(x)
+            maps["fc8"] = self._layer("fc8", self.num_classes, 1, "SAME", wide=True)(x)
         return maps
 
-    def _conv(
+    def _layer(
         self, name: str, filters: int, side: int, padding: Padding, wide: bool = False
     ) -> Conv:
         return Conv(

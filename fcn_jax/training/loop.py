@@ -22,9 +22,7 @@ from tqdm import tqdm
 from fcn_jax import visualize
 from fcn_jax.data.loader import prefetch_to_device, train_batches
 from fcn_jax.data.transforms import augment
-from fcn_jax.evaluation.evaluate import RESULT_ROWS, evaluate, spread
-from fcn_jax.evaluation.report import report, write_report
-from fcn_jax.inference.predict import predict_at
+from fcn_jax.evaluation.report import judge, write_report
 from fcn_jax.models.fcn import FCN
 from fcn_jax.training.checkpoint import Checkpoints
 from fcn_jax.training.config import (
@@ -96,19 +94,20 @@ def train(config: Config, workdir: str | Path) -> dict[str, Any]:
         for step, batch in enumerate(itertools.islice(ahead, steps - start), start + 1):
             state, metrics = train_step(state, batch, key)
             meter.add(step, metrics)
-            if step % eval_every == 0 or step == steps:
-                meter.drain()
-                _check_finite(state, step)
+            due = step % eval_every == 0 or step == steps
+            if not (due or stop):
+                continue
+            meter.drain()
+            _check_finite(state, step)
+            scores = None
+            if due:
                 scores = _judge(config, workdir, model, state, eval_source, log)
-                checkpoints.save(state, scores)
-                meter.restart_clock()
-            elif stop:
-                meter.drain()
-                _check_finite(state, step)
-                checkpoints.save(state)
+            checkpoints.save(state, scores)
+            if not due:
                 raise KeyboardInterrupt(
                     f"stopped and saved at step {step}; the same command goes on"
                 )
+            meter.restart_clock()
     visualize.learning_curves(workdir / "curves.png", read_log(log.path))
     return json.loads((workdir / "metrics.json").read_text())
 
@@ -265,14 +264,14 @@ def _judge(
 ) -> dict[str, Any]:
     """Evaluates, logs, and saves the network where it is the best so far."""
     data, step, names = config.data, int(state.step), config.class_names()
-    confusion, rows = evaluate(
-        functools.partial(predict_at, model, state.params, size=data.size),
+    figures, rows = judge(
+        model,
+        state.params,
         source,
-        num_classes=data.num_classes,
+        names,
         ignore_label=data.ignore_label,
-        keep=spread(len(source), RESULT_ROWS),
+        size=data.size,
     )
-    figures = report(confusion, names)
     mean_iu = figures["mean_iu"] or 0.0  # None where all pixels are void.
     tqdm.write(f"step {step}: validation mean IU {mean_iu:.4f}")
     best = max((r.get("mean_iu") or 0.0 for r in read_log(log.path)), default=0.0)

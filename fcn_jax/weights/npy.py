@@ -203,9 +203,7 @@ def _known(name: str) -> str:
 
 
 def _note(name: str, args: tuple) -> _Call | dict:
-    if (
-        name == "collections.OrderedDict"
-    ):  # its pairs follow, or come as the one argument
+    if name == "collections.OrderedDict":  # pairs follow, or are the one argument
         return {_text(key): value for key, value in itertools.chain(*args)}
     return _Call(name, args)
 

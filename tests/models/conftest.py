@@ -92,13 +92,13 @@ def random_weights(rng, *, width: float, num_classes: int) -> dict:
 
 def body_params(weights: dict) -> dict:
     """The body's parameters as the library lays them out: kernels HWIO."""
-    return {name: _conv_params(*weights[name]) for name in BODY}
+    return {name: conv_params(*weights[name]) for name in BODY}
 
 
 def head_params(weights: dict, variant: str, learned: bool = False) -> dict:
     """The head's parameters of a variant, with upsampling kernels if learned."""
     scores = list(SCORES)[: len(UPSAMPLINGS[variant])]
-    params = {name: _conv_params(*weights[name]) for name in scores}
+    params = {name: conv_params(*weights[name]) for name in scores}
     if learned:
         for name in UPSAMPLINGS[variant]:
             params[name] = {"kernel": weights[name].transpose(2, 3, 0, 1)}
@@ -153,7 +153,7 @@ class Graph:
         return [y.transpose(0, 2, 3, 1) for y in session.run(outputs, {"image": feed})]
 
 
-def _conv_params(kernel: np.ndarray, bias: np.ndarray) -> dict:
+def conv_params(kernel: np.ndarray, bias: np.ndarray) -> dict:
     return {"kernel": kernel.transpose(2, 3, 1, 0), "bias": bias}
 
 
@@ -162,6 +162,7 @@ def reference():
     """The definitions above; modules of tests cannot import one another."""
     return SimpleNamespace(
         Graph=Graph,
+        conv_params=conv_params,
         BODY=BODY,
         SCORES=SCORES,
         UPSAMPLINGS=UPSAMPLINGS,

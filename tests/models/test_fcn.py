@@ -153,8 +153,7 @@ def ours(reference, weights):
         scores = scaled_scores(weights, scales)
         heads[case] = reference.head_params(scores, variant, learned)
     body = reference.body_params(weights)
-    kernel, bias = weights["fc8"]
-    fc8 = {"kernel": kernel.transpose(2, 3, 1, 0), "bias": bias}
+    fc8 = reference.conv_params(*weights["fc8"])
 
     @jax.jit
     def apply(body, heads, image):
@@ -317,7 +316,7 @@ def classifier(reference):
     kernel = rng.normal(0, 0.1, (1000, 128, 1, 1)).astype(np.float32)
     bias = rng.normal(0, 30, 1000).astype(np.float32)
     weights["fc8"] = kernel, bias
-    params["fc8"] = {"kernel": kernel.transpose(2, 3, 1, 0), "bias": bias}
+    params["fc8"] = reference.conv_params(kernel, bias)
     return weights, params
 
 

@@ -42,7 +42,7 @@ def get_config() -> Config:
         # A rate that also suits a body without fc6 and fc7, which then start at random:
         # AdamW's steps do not grow with their gradients, as those of plain SGD do.
         optim=Optim(learning_rate=5e-5),
-        init_from="weights/vgg16.npy",
+        init_from="vgg16",
         epochs=6,
         batch_size=4,
     )

@@ -9,7 +9,7 @@ a PNG whose pixels are class indices (0, 1, 2, ...; 255 where there is no label)
     python train.py --config configs/folder.py --workdir runs/mydata \\
         --config.data.root=mydata --config.data.num_classes=3 \\
         --config.data.class_names="('background', 'cat', 'dog')" \\
-        --config.init_from=weights/vgg16.npy
+        --config.init_from=vgg16
 
 Crops of a random scale make batches of images of any size; evaluation takes each image
 at its own size. Time and memory follow crop and batch_size. Mean IU: yours to measure.
@@ -30,7 +30,7 @@ def get_config() -> Config:
             scale=(0.75, 1.5),
             crop=(320, 320),
         ),
-        init_from="weights/vgg16.npy",
+        init_from="vgg16",
         epochs=20,
         batch_size=4,
     )

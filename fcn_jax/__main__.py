@@ -1,18 +1,44 @@
-"""The command line: python -m fcn_jax evaluate | predict."""
+"""The command line: python -m fcn_jax COMMAND, see --help."""
 
 import argparse
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
-from fcn_jax.evaluation.report import judge, table, write_report
+import numpy as np
+from absl import flags
+from ml_collections import config_flags
+
+from fcn_jax.data.voc_classes import TFDS
+from fcn_jax.evaluation.published import beside_published
+from fcn_jax.evaluation.report import (
+    judge,
+    report,
+    table,
+    write_confusion,
+    write_report,
+)
 from fcn_jax.inference.predict import predict_files
-from fcn_jax.training.config import CONFIG_FILE, load_config, make_model, make_source
-from fcn_jax.weights.store import load
+from fcn_jax.training.check_data import check_data
+from fcn_jax.training.config import (
+    CONFIG_FILE,
+    Config,
+    Data,
+    load_config,
+    make_model,
+    make_source,
+)
+from fcn_jax.visualize import save_label_png
+from fcn_jax.weights.inspect import describe
+from fcn_jax.weights.store import compare, load, read, read_content, save_weights
 
 
 def main(argv: list[str] | None = None) -> int:
     """Runs a command; returns the exit status."""
-    args = _parser().parse_args(argv)
+    parser = _parser()
+    args, args.overrides = parser.parse_known_args(argv)
+    if strange := [a for a in args.overrides if not a.startswith("--config.")]:
+        parser.error(f"unrecognized arguments: {' '.join(strange)}")
     try:
         return args.command(args)
     except (ValueError, OSError) as error:
@@ -24,46 +50,122 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m fcn_jax")
     commands = parser.add_subparsers(dest="name", required=True)
 
-    command = commands.add_parser("evaluate", help="scores of a run on a split")
+    what = "file of weights, run directory, or name such as vgg16"
+    command = commands.add_parser("evaluate", help="scores of a network on a split")
     command.set_defaults(command=_evaluate)
-    command.add_argument("--run", type=Path, required=True, help="run directory")
+    network = command.add_mutually_exclusive_group(required=True)
+    network.add_argument("--run", type=Path, help="run directory")
+    network.add_argument("--weights", help=what)
+    command.add_argument(
+        "--data", choices=("voc",), help="with --weights: the data set, or else"
+    )
+    command.add_argument("--config", help="a config whose data it is")
     command.add_argument("--split", help="as in the data set; default: validation")
     command.add_argument("--root", help="where the data is, if it has moved")
+    command.add_argument("--manual-dir", help="where its archives are, see the README")
+    command.add_argument("--out", type=Path, help="folder of results; default: the run")
+    command.add_argument("--save-confusion", action="store_true", help="as CSV")
+    command.add_argument(
+        "--save-predictions",
+        action="store_true",
+        help="index PNGs, in the folders that VOC's server wants",
+    )
 
     command = commands.add_parser("predict", help="segments image files")
     command.set_defaults(command=_predict)
     command.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
     command.add_argument("--run", type=Path, required=True, help="run directory")
     command.add_argument("--out", type=Path, required=True, help="folder of results")
+
+    command = commands.add_parser(
+        "check-data", help="reads a data set, tells its flaws"
+    )
+    command.set_defaults(command=_check_data)
+    command.add_argument(
+        "--config", required=True, help="of configs/; --config.field=value overrides"
+    )
+    command.add_argument("--out", type=Path, required=True, help="folder of results")
+
+    command = commands.add_parser("inspect", help="what a file of weights holds")
+    command.set_defaults(command=_inspect)
+    command.add_argument("file", metavar="FILE", help=what)
+
+    command = commands.add_parser("convert", help="weights of any kind to safetensors")
+    command.set_defaults(command=_convert)
+    command.add_argument("source", metavar="IN", help=what)
+    command.add_argument("target", type=Path, metavar="OUT.safetensors")
     return parser
 
 
 def _evaluate(args: argparse.Namespace) -> int:
-    config = load_config(args.run / CONFIG_FILE)
-    config.data.root = args.root or config.data.root
-    split = args.split or config.data.eval_split
-    source = make_source(config, split)
-    _, params = load(args.run)
-    names = config.class_names()
-    figures, rows = judge(
-        make_model(config),
+    if args.run:
+        config = load_config(args.run / CONFIG_FILE)
+        model, (_, params) = make_model(config), load(args.run)
+    else:
+        config = _data_config(args)
+        model, params = load(args.weights)
+    data = config.data
+    data.root = args.root or data.root
+    data.manual_dir = args.manual_dir or data.manual_dir
+    split, out = args.split or data.eval_split, args.out or args.run or Path(".")
+    if model.num_classes != data.num_classes:
+        raise ValueError(
+            f"the network has {model.num_classes} classes, the data {data.num_classes}"
+        )
+    source, names = make_source(config, split), config.class_names()
+    voc = out / "results" / "VOC2012" / "Segmentation" / f"comp6_{split}_cls"
+    confusion, rows = judge(
+        model,
         params,
         source,
         names,
-        ignore_label=config.data.ignore_label,
-        size=config.data.size,
+        ignore_label=data.ignore_label,
+        size=data.size,
+        save=_label_saver(voc) if args.save_predictions else None,
     )
+    figures = report(confusion, names)
     print(table(figures))
+    if args.weights:
+        print(beside_published(args.weights, split, figures))
     write_report(
-        args.run,
-        figures,
-        rows,
-        names,
-        ignore_label=config.data.ignore_label,
-        suffix=f"_{split}",
+        out, figures, rows, names, ignore_label=data.ignore_label, suffix=f"_{split}"
     )
-    print(f"Written: {args.run}/metrics_{split}.json, {args.run}/results_{split}.png")
+    print(f"Written: {out}/metrics_{split}.json, {out}/results_{split}.png")
+    if args.save_confusion:
+        write_confusion(out / f"confusion_{split}.csv", confusion, names)
+        print(f"Written: {out}/confusion_{split}.csv")
+    if args.save_predictions:
+        print(f"Written: {voc}/")
     return 0
+
+
+def _data_config(args: argparse.Namespace) -> Config:
+    """The config of the data that --data or --config tell."""
+    if bool(args.data) == bool(args.config):
+        raise ValueError("with --weights, pass --data voc or --config FILE")
+    if args.data:
+        return Config(data=Data(**TFDS, train_split="train", eval_split="val"))
+    return _config(args)
+
+
+def _config(args: argparse.Namespace) -> Config:
+    """The config of --config FILE --config.field=value."""
+    values = flags.FlagValues()
+    config = config_flags.DEFINE_config_file("config", flag_values=values)
+    try:
+        values([sys.argv[0], f"--config={args.config}", *args.overrides])
+    except (flags.Error, AttributeError, OSError) as error:
+        raise ValueError(str(error)) from error
+    return config.value
+
+
+def _label_saver(folder: Path) -> Callable[[str, np.ndarray], None]:
+    """Saves predictions in a folder, which their names cannot lead out of."""
+
+    def save(name: str, labels: np.ndarray) -> None:
+        save_label_png(folder / f"{Path(name).stem}.png", labels)
+
+    return save
 
 
 def _predict(args: argparse.Namespace) -> int:
@@ -76,6 +178,26 @@ def _predict(args: argparse.Namespace) -> int:
         print(f"not read: {error}", file=sys.stderr)
     print(f"{len(set(args.images)) - len(unread)} segmented into {args.out}")
     return 1 if unread else 0
+
+
+def _check_data(args: argparse.Namespace) -> int:
+    return check_data(_config(args), args.out)
+
+
+def _inspect(args: argparse.Namespace) -> int:
+    content = read_content(args.file)
+    print(describe(args.file, content))
+    compare(args.file, content)
+    return 0
+
+
+def _convert(args: argparse.Namespace) -> int:
+    if args.target.suffix != ".safetensors":
+        raise ValueError(f"{args.target}: name what is written .safetensors")
+    weights = read(args.source)
+    save_weights(args.target, weights)
+    print(f"Written: {args.target}, from {weights.source}")
+    return 0
 
 
 if __name__ == "__main__":

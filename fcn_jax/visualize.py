@@ -1,6 +1,6 @@
 """Label maps in colour, rows of results, learning curves."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,8 @@ _TITLES = ("image", "ground truth", "prediction")
 _LETTERS = 14  # Of font size 8, about so many to the inch.
 _DPI = 100
 _MAX_PIXELS = 20_000  # Height of results_figure; many rows shrink to fit.
+_MOST_BARS = 50  # One above the other in class_chart.
+_LONGEST_NAME = 24  # Letters of a class's name in class_chart.
 _SCORES = {"mean_iu": "mean IU", "pixel_accuracy": "pixel accuracy"}
 
 
@@ -236,3 +238,91 @@ def _as_bytes(labels: np.ndarray) -> np.ndarray:
             f"labels must be in [0, 255], got [{labels.min()}, {labels.max()}]"
         )
     return labels.astype(np.uint8)
+
+
+def class_chart(
+    path: str | Path, surveys: Mapping[str, Any], class_names: Sequence[str]
+) -> None:
+    """Draws each class's share of the pixels, from the greatest down, as PNG.
+
+    Bars of one split have the classes' colours, those of several the splits'. The
+    axis is logarithmic where shares differ more than a hundredfold.
+
+    Args:
+        path: of the file, replaced as a whole.
+        surveys: of one or more splits (fcn_jax.data.check.Survey); the shares in the
+            first give the order.
+        class_names: C names.
+    """
+    from matplotlib.figure import Figure
+
+    shares = np.array([survey.shares for survey in surveys.values()])  # [S, C]
+    order = np.argsort(-shares[0], kind="stable")
+    parts = np.array_split(order, -(-len(order) // _MOST_BARS))
+    rows = len(parts[0])
+    height = 1 + rows * (0.1 + 0.11 * len(shares))
+    figure = Figure((1 + 4.5 * len(parts), height), layout="constrained")
+    panels = figure.subplots(1, len(parts), squeeze=False)[0]
+    for panel, part in zip(panels, parts, strict=True):
+        panel.set(**_share_axis(shares), ylim=(rows - 0.4, -0.6))
+        panel.xaxis.set_major_formatter(_percent)
+        _draw_shares(panel, shares[:, part], colormap()[part % 256] / 255)
+        names = [_head(class_names[i], _LONGEST_NAME) for i in part]
+        panel.set_yticks(range(len(part)), names, fontsize=8, parse_math=False)
+        panel.tick_params(axis="x", labelsize=7)
+        panel.grid(axis="x", alpha=0.3)
+        panel.set_axisbelow(True)
+        panel.spines[["top", "right"]].set_visible(False)
+    figure.suptitle("share of each class in the pixels that are not void", fontsize=11)
+    if len(surveys) > 1:
+        _add_legend(
+            figure, list(zip(surveys, _split_colors(len(surveys)), strict=True))
+        )
+    with replacing(path) as unfinished:
+        figure.savefig(unfinished, format="png", dpi=_DPI)
+
+
+def _share_axis(shares: np.ndarray) -> dict[str, Any]:
+    """Scale and limits of an axis for the shares, with room for a number beyond."""
+    occurring = shares[shares > 0]
+    low, high = (occurring.min(), occurring.max()) if occurring.size else (1, 1)
+    if high <= 100 * low:
+        return {"xscale": "linear", "xlim": (0, 1.15 * high)}
+    left = 10 ** np.floor(np.log10(low / 1.5))
+    return {"xscale": "log", "xlim": (left, high * (high / left) ** 0.15)}
+
+
+def _split_colors(n: int) -> np.ndarray:
+    """[n, 3] uint8, matplotlib's own sequence."""
+    from matplotlib.colors import to_rgba_array
+
+    return (255 * to_rgba_array([f"C{i}" for i in range(n)])[:, :3]).astype(np.uint8)
+
+
+def _draw_shares(panel: Any, shares: np.ndarray, colors: np.ndarray) -> None:
+    """Bars of [S, C] shares, in [C, 3] colours where S is 1."""
+    left, _ = panel.get_xlim()
+    thickness = 0.8 / len(shares)
+    split_colors = _split_colors(len(shares)) / 255
+    for i, row in enumerate(shares):
+        y = np.arange(len(row)) + thickness * (i - (len(shares) - 1) / 2)
+        color = split_colors[i] if len(shares) > 1 else colors
+        panel.barh(y, row, thickness, color=color, edgecolor="grey", linewidth=0.5)
+        for share, at in zip(row, y, strict=True):
+            panel.annotate(
+                _percent(share) if share else "never",
+                (max(share, left), at),
+                xytext=(2, 0),
+                textcoords="offset points",
+                va="center_baseline",
+                fontsize=6,
+                color="black" if share else "crimson",
+            )
+
+
+def _percent(share: float, _: Any = None) -> str:
+    return f"{100 * share:.3g}%"
+
+
+def _head(name: str, length: int) -> str:
+    return name if len(name) <= length else name[: length - 1] + "…"

@@ -1,7 +1,274 @@
-"""Settings of all tests."""
+"""Settings of all tests, and what they compare with.
 
+The references are written from the definitions, in numpy, ONNX and protobuf.
+"""
+
+from types import SimpleNamespace
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from hypothesis import settings
 
 # The same examples on every machine, and no deadline: these machines may be slow.
 settings.register_profile("fcn_jax", derandomize=True, deadline=None)
 settings.load_profile("fcn_jax")
+
+# name: (side of the kernel, channels in, channels out) at width 1, in order.
+BODY = {
+    "conv1_1": (3, 3, 64),
+    "conv1_2": (3, 64, 64),
+    "conv2_1": (3, 64, 128),
+    "conv2_2": (3, 128, 128),
+    "conv3_1": (3, 128, 256),
+    "conv3_2": (3, 256, 256),
+    "conv3_3": (3, 256, 256),
+    "conv4_1": (3, 256, 512),
+    "conv4_2": (3, 512, 512),
+    "conv4_3": (3, 512, 512),
+    "conv5_1": (3, 512, 512),
+    "conv5_2": (3, 512, 512),
+    "conv5_3": (3, 512, 512),
+    "fc6": (7, 512, 4096),
+    "fc7": (1, 4096, 4096),
+}
+# Score layers (name: channels in) and upsamplings (name: factor) of each variant.
+SCORES = {"score_fr": 4096, "score_pool4": 512, "score_pool3": 256}
+UPSAMPLINGS = {
+    "fcn32s": {"upscore": 32},
+    "fcn16s": {"upscore2": 2, "upscore16": 16},
+    "fcn8s": {"upscore2": 2, "upscore_pool4": 2, "upscore8": 8},
+}
+
+
+def bilinear(factor: int) -> np.ndarray:
+    """The bilinear kernel, entry by entry."""
+    k = 2 * factor - factor % 2
+    center = factor - 1 if k % 2 else factor - 0.5
+    kernel = np.zeros((k, k))
+    for i in range(k):
+        for j in range(k):
+            vertical = 1 - abs(i - center) / factor
+            kernel[i, j] = vertical * (1 - abs(j - center) / factor)
+    return kernel
+
+
+def scatter(x: np.ndarray, kernel: np.ndarray, factor: int) -> np.ndarray:
+    """Transposed convolution of [B, H, W, C] by [k, k, C, D], cut to factor * side.
+
+    Each pixel adds its footprint; then k - factor is cut away, half on each side.
+    """
+    b, h, w, _ = x.shape
+    k, classes = kernel.shape[0], kernel.shape[-1]
+    y = np.zeros((b, (h - 1) * factor + k, (w - 1) * factor + k, classes))
+    for i in range(h):
+        for j in range(w):
+            footprint = np.einsum("nc,abcd->nabd", x[:, i, j], kernel)
+            top, left = factor * i, factor * j
+            y[:, top : top + k, left : left + k] += footprint
+    cut = (k - factor) // 2
+    return y[:, cut : cut + factor * h, cut : cut + factor * w]
+
+
+def random_weights(rng, *, width: float, num_classes: int) -> dict:
+    """Random kernels (OIHW) and biases of every layer a network may have.
+
+    Biases are of the size of the features, so that none may be forgotten, and
+    upsampling kernels ([in, out, k, k]) have no symmetry.
+    """
+
+    def conv(side, fan_in, filters):
+        scale = np.sqrt(2 / (side * side * fan_in))
+        kernel = scale * rng.normal(size=(filters, fan_in, side, side))
+        return kernel.astype(np.float32), rng.normal(0, 30, filters).astype(np.float32)
+
+    def thin(filters):
+        return filters if filters == 3 else int(filters * width)
+
+    weights = {n: conv(s, thin(i), thin(o)) for n, (s, i, o) in BODY.items()}
+    weights["fc8"] = conv(1, thin(4096), num_classes)
+    for name, channels in SCORES.items():
+        weights[name] = conv(1, thin(channels), num_classes)
+    for factors in UPSAMPLINGS.values():
+        for name, factor in factors.items():
+            k = 2 * factor
+            kernel = rng.uniform(-1, 1, (num_classes, num_classes, k, k)) / factor
+            weights[name] = kernel.astype(np.float32)
+    return weights
+
+
+def body_params(weights: dict) -> dict:
+    """The body's parameters as the library lays them out: kernels HWIO."""
+    return {name: conv_params(*weights[name]) for name in BODY}
+
+
+def head_params(weights: dict, variant: str, learned: bool = False) -> dict:
+    """The head's parameters of a variant, with upsampling kernels if learned."""
+    scores = list(SCORES)[: len(UPSAMPLINGS[variant])]
+    params = {name: conv_params(*weights[name]) for name in scores}
+    if learned:
+        for name in UPSAMPLINGS[variant]:
+            params[name] = {"kernel": weights[name].transpose(2, 3, 0, 1)}
+    return params
+
+
+class Graph:
+    """An ONNX graph, built node by node; maps are [B, C, H, W]."""
+
+    def __init__(self):
+        self.nodes, self.tensors = [], []
+
+    def constant(self, value):
+        name = f"constant{len(self.tensors)}"
+        self.tensors.append(
+            onnx.numpy_helper.from_array(np.ascontiguousarray(value), name)
+        )
+        return name
+
+    def add(self, op, *inputs, **attributes):
+        name = f"{op}{len(self.nodes)}"
+        self.nodes.append(onnx.helper.make_node(op, inputs, [name], **attributes))
+        return name
+
+    def conv(self, x, kernel, bias, pad=None):
+        pads = [kernel.shape[-1] // 2 if pad is None else pad] * 4
+        return self.add(
+            "Conv", x, self.constant(kernel), self.constant(bias), pads=pads
+        )
+
+    def crop(self, x, top, left, height, width):
+        ends = [top + height, left + width]
+        limits = (np.array(v, np.int64) for v in ([top, left], ends, [2, 3]))
+        return self.add("Slice", x, *map(self.constant, limits))
+
+    def run(self, feed, outputs):
+        floats = onnx.TensorProto.FLOAT
+        graph = onnx.helper.make_graph(
+            self.nodes,
+            "network",
+            [onnx.helper.make_tensor_value_info("image", floats, feed.shape)],
+            [onnx.helper.make_tensor_value_info(o, floats, None) for o in outputs],
+            self.tensors,
+        )
+        opsets = [onnx.helper.make_opsetid("", 17)]
+        model = onnx.helper.make_model(graph, opset_imports=opsets, ir_version=8)
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = 1
+        session = onnxruntime.InferenceSession(
+            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
+        return [y.transpose(0, 2, 3, 1) for y in session.run(outputs, {"image": feed})]
+
+
+def conv_params(kernel: np.ndarray, bias: np.ndarray) -> dict:
+    return {"kernel": kernel.transpose(2, 3, 1, 0), "bias": bias}
+
+
+# The fields of caffe.proto that weights take, and some that a reader must pass over:
+# (number, name, type), "*" for repeated.
+CAFFE_PROTO = {
+    "BlobShape": [(1, "dim", "int64*")],
+    "BlobProto": [
+        (1, "num", "int32"),
+        (2, "channels", "int32"),
+        (3, "height", "int32"),
+        (4, "width", "int32"),
+        (5, "data", "float*"),
+        (7, "shape", "BlobShape"),
+        (8, "double_data", "double*"),
+    ],
+    "V1LayerParameter": [
+        (2, "bottom", "string*"),
+        (4, "name", "string"),
+        (5, "type", "int32"),
+        (6, "blobs", "BlobProto*"),
+        (7, "blobs_lr", "float*"),
+    ],
+    "LayerParameter": [
+        (1, "name", "string"),
+        (2, "type", "string"),
+        (5, "loss_weight", "float*"),
+        (7, "blobs", "BlobProto*"),
+    ],
+    "NetParameter": [
+        (1, "name", "string"),
+        (2, "layers", "V1LayerParameter*"),
+        (4, "input_dim", "int32*"),
+        (5, "force_backward", "bool"),
+        (100, "layer", "LayerParameter*"),
+    ],
+}
+
+
+def net_parameter(packed: bool):
+    """Caffe's NetParameter, with numbers packed or one by one."""
+    kind = descriptor_pb2.FieldDescriptorProto
+    file = descriptor_pb2.FileDescriptorProto(name="caffe.proto", package="caffe")
+    for name, fields in CAFFE_PROTO.items():
+        message = file.message_type.add(name=name)
+        for number, field, type_name in fields:
+            base = type_name.removesuffix("*")
+            label = "LABEL_OPTIONAL" if base == type_name else "LABEL_REPEATED"
+            added = message.field.add(
+                name=field, number=number, label=getattr(kind, label)
+            )
+            if base in CAFFE_PROTO:
+                added.type, added.type_name = kind.TYPE_MESSAGE, f".caffe.{base}"
+            else:
+                added.type = getattr(kind, f"TYPE_{base.upper()}")
+            if field in ("data", "double_data", "dim"):
+                added.options.packed = packed
+    pool = descriptor_pool.DescriptorPool()
+    pool.Add(file)
+    return message_factory.GetMessageClass(
+        pool.FindMessageTypeByName("caffe.NetParameter")
+    )
+
+
+def write_caffemodel(
+    path, layers, *, v1=False, packed=True, double=False, legacy=False
+):
+    """Writes {name: arrays} as a .caffemodel.
+
+    Args:
+        v1: whether in layers of version 1.
+        packed: whether numbers stand behind one tag together.
+        double: whether as double_data.
+        legacy: whether shapes are the four sides of old.
+    """
+    net = net_parameter(packed)(name="a net", input_dim=[1, 3, 8, 8])
+    for name, blobs in layers.items():
+        if v1:
+            layer = net.layers.add(name=name, type=4, bottom=["x"], blobs_lr=[1, 2])
+        else:
+            layer = net.layer.add(name=name, type="Convolution", loss_weight=[0.5])
+        for blob in blobs:
+            added = layer.blobs.add()
+            (added.double_data if double else added.data).extend(blob.ravel())
+            if legacy:
+                sides = (1,) * (4 - blob.ndim) + blob.shape
+                added.num, added.channels, added.height, added.width = sides
+            else:
+                added.shape.dim.extend(blob.shape)
+    path.write_bytes(net.SerializeToString())
+    return path
+
+
+@pytest.fixture(scope="session")
+def reference():
+    """The definitions above; modules of tests cannot import one another."""
+    return SimpleNamespace(
+        Graph=Graph,
+        conv_params=conv_params,
+        BODY=BODY,
+        SCORES=SCORES,
+        UPSAMPLINGS=UPSAMPLINGS,
+        bilinear=bilinear,
+        scatter=scatter,
+        random_weights=random_weights,
+        body_params=body_params,
+        head_params=head_params,
+        write_caffemodel=write_caffemodel,
+    )

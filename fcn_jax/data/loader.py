@@ -1,6 +1,7 @@
 """Batches for training: shuffled, augmented, read ahead, placed on the device."""
 
 import collections
+import functools
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -9,6 +10,9 @@ import jax
 import numpy as np
 from absl import flags
 
+# Without end in practice; grain's own infinity overflows in batches of one.
+_ENDLESS = 2**62
+
 
 def train_batches(
     source: Any,
@@ -16,7 +20,9 @@ def train_batches(
     *,
     batch_size: int,
     seed: int,
+    replacement: bool = False,
     start_step: int = 0,
+    shard: tuple[int, int] = (0, 1),
     threads: int = 2,
     workers: int = 0,
 ) -> Iterator[dict[str, np.ndarray]]:
@@ -32,27 +38,35 @@ def train_batches(
         augment: makes an example of the training shape; pickled if ``workers`` > 0.
         batch_size: examples per batch.
         seed: decides order and augmentation.
+        replacement: draws each example from all, as the authors' release does, instead
+            of each once an epoch.
         start_step: step of the first batch.
+        shard: (i, n) reads part i of n equal parts of each batch, and no other: joined
+            in order, the parts are the batch. For n processes that share each step.
         threads: threads that read, in this process or in each worker, each a batch.
         workers: processes that read, 0 for none; ``close()`` on the iterator ends
             them. They are spawned: a script needs ``if __name__ == "__main__":``.
     Returns:
-        Iterator of {"image": [B, H, W, 3] uint8, "label": [B, H, W] int32}.
+        Iterator of {"image": [B / n, H, W, 3] uint8, "label": [B / n, H, W] int32}.
     Raises:
-        ValueError: if the source is empty or the shapes in a batch differ. An error
-            of the source or of ``augment`` arrives as raised, when its batch is due.
+        ValueError: if the source is empty, the shapes in a batch differ or it has no n
+            equal parts. An error of the source or of ``augment`` arrives as raised,
+            when its batch is due.
     """
     if not len(source):
         raise ValueError("the source holds no examples")
-    batches = (
-        grain.MapDataset.source(source)
-        .seed(seed)
-        .shuffle()
-        # Without end in practice; grain's own infinity overflows in batches of one.
-        .repeat(2**62 // len(source))
-        .random_map(augment)
-        .batch(batch_size, batch_fn=_stack)
-    )[start_step:]
+    index, count = shard
+    if batch_size % count:
+        raise ValueError(f"batch_size = {batch_size} has no {count} equal parts")
+    if replacement:
+        draw = functools.partial(_draw, source)
+        examples = grain.MapDataset.range(_ENDLESS).seed(seed).random_map(draw)
+    else:
+        examples = grain.MapDataset.source(source).seed(seed).shuffle()
+        examples = examples.repeat(_ENDLESS // len(source))
+    # Every count-th of these smaller batches is this shard's.
+    parts = examples.random_map(augment).batch(batch_size // count, batch_fn=_stack)
+    batches = parts[start_step * count + index :: count]
     batches = batches.to_iter_dataset(grain.ReadOptions(threads, threads))
     if workers:
         if not flags.FLAGS.is_parsed():  # In a notebook; grain has flags of its own.
@@ -90,6 +104,10 @@ def prefetch_to_device(
         yield ahead.popleft()
     if not isinstance(end, StopIteration):
         raise end
+
+
+def _draw(source: Any, _: int, rng: np.random.Generator) -> dict:
+    return source[int(rng.integers(len(source)))]
 
 
 def _stack(examples: list[dict]) -> dict[str, np.ndarray]:

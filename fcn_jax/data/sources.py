@@ -5,11 +5,14 @@ example: ``{"image": [H, W, 3] uint8 RGB, "label": [H, W] int32, "name": str}``.
 """
 
 import warnings
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps
+
+from fcn_jax.data.labels import to_classes
 
 
 class FolderSource:
@@ -23,8 +26,8 @@ class FolderSource:
         images: sub-folder of the images, of any format that Pillow reads.
         labels: sub-folder of the masks, PNG with one class index per pixel.
         split: replaces "{split}" in ``images``, ``labels`` and ``list_file``.
-        num_classes: label values are in [0, num_classes) or ``ignore_label``.
-        ignore_label: label value of void pixels.
+        num_classes, ignore_label, label_map: what the values of a mask mean, see
+            `fcn_jax.data.labels.to_classes`.
         list_file: text file under ``root`` with one stem a line; without it, every
             file of the two folders is used and each must have its counterpart.
     Raises:
@@ -50,6 +53,7 @@ class FolderSource:
         split: str,
         num_classes: int,
         ignore_label: int = 255,
+        label_map: Sequence[tuple[int, int]] = (),
         list_file: str = "",
     ):
         root = Path(root)
@@ -73,8 +77,11 @@ class FolderSource:
             _require(label_paths, image_paths, "images", image_folder)
         _require(stems, label_paths, "label PNGs", label_folder)
         self.pairs = [(stem, image_paths[stem], label_paths[stem]) for stem in stems]
-        self.num_classes = num_classes
-        self.ignore_label = ignore_label
+        self.classes = {
+            "num_classes": num_classes,
+            "ignore_label": ignore_label,
+            "label_map": label_map,
+        }
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -88,44 +95,35 @@ class FolderSource:
                 f"EXIF orientation applied), but its label {label_path} is "
                 f"{label.shape[0]}x{label.shape[1]}"
             )
-        self._check_values(label, label_path)
+        label = to_classes(label, label_path, **self.classes)
         return {"image": image, "label": label, "name": name}
 
-    def _check_values(self, label: np.ndarray, path: Path) -> None:
-        bad = ((label < 0) | (label >= self.num_classes)) & (label != self.ignore_label)
-        if not bad.any():
-            return
-        if np.isin(label, (0, 255)).all():
-            hint = "a mask of 0 and 255 is black and white: save its class as 1"
-        else:
-            hint = "set data.ignore_label to the one that marks void pixels, if any"
-        raise ValueError(
-            f"{path}: label values {_some(np.unique(label[bad]).tolist())} are neither "
-            f"in [0, {self.num_classes}) (data.num_classes = {self.num_classes}) nor "
-            f"the void value (data.ignore_label = {self.ignore_label}); {hint}"
-        )
 
-
-def read_image(path: str | Path) -> np.ndarray:
+def read_image(
+    file: str | Path | BinaryIO, *, name: str = "", upright: bool = True
+) -> np.ndarray:
     """Reads an image as RGB, upright.
 
-    EXIF orientation is applied. An alpha channel is dropped, as TensorFlow, OpenCV
-    and ``Image.convert("RGB")`` do, so transparent pixels show the colour stored
-    under them. 16-bit grey keeps its high byte, as Pillow does with 16-bit RGB.
+    EXIF orientation is applied unless ``upright`` is False. An alpha channel is
+    dropped, as TensorFlow, OpenCV and ``Image.convert("RGB")`` do, so transparent
+    pixels show the colour stored under them. 16-bit grey keeps its high byte, as
+    Pillow does with 16-bit RGB.
 
     Args:
-        path: image file of any format that Pillow reads.
+        file: image of any format that Pillow reads: its path, or the file opened.
+        name: what errors call it, by default ``file``.
+        upright: False for the pixels as stored, whatever the camera's position.
     Returns:
         [H, W, 3] uint8, RGB in [0, 255].
     Raises:
         ValueError: if the file cannot be read, or its pixels are floating point or
             wider than 16 bits, which have no agreed range.
     """
-    image = _decode(path)
+    image = _decode(file, name, upright)
     if image.mode == "F" or image.mode == "I" and (np.asarray(image) >> 16).any():
         raise ValueError(
-            f"{path}: pixels of mode {image.mode} (32-bit) have no agreed range; "
-            "save the image with 8 or 16 bits"
+            f"{name or file}: pixels of mode {image.mode} (32-bit) have no agreed "
+            "range; save the image with 8 or 16 bits"
         )
     if image.mode.startswith("I"):  # Pillow's own conversion clips at 255.
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
@@ -134,46 +132,53 @@ def read_image(path: str | Path) -> np.ndarray:
     return np.array(image.convert("RGB"))
 
 
-def read_label(path: str | Path) -> np.ndarray:
+def read_label(
+    file: str | Path | BinaryIO, *, name: str = "", upright: bool = True
+) -> np.ndarray:
     """Reads a mask of class indices.
 
     Args:
-        path: palette image (its indices are returned, not its colours), grey image
+        file: palette image (its indices are returned, not its colours), grey image
             of 8 or 16 bits, or 1-bit image (0 and 1).
+        name, upright: as in `read_image`.
     Returns:
         [H, W] int32.
     Raises:
         ValueError: if the file cannot be read or holds colours.
     """
-    label = _decode(path)
+    label = _decode(file, name, upright)
     if label.mode not in ("1", "L", "P") and not label.mode.startswith("I"):
         raise ValueError(
-            f"{path}: a mask must hold class indices (a palette PNG, or grey of 8 or "
-            f"16 bits), but this is an image of mode {label.mode}; map each of its "
-            "colours to the index of its class and save that"
+            f"{name or file}: a mask must hold class indices (a palette PNG, or grey "
+            f"of 8 or 16 bits), but this is an image of mode {label.mode}; map each of "
+            "its colours to the index of its class and save that"
         )
     return np.array(label, np.int32)
 
 
-def _decode(path: str | Path) -> Image.Image:
+def _decode(file: str | Path | BinaryIO, name: str, upright: bool) -> Image.Image:
     try:
-        with _open(path) as image:
-            ImageOps.exif_transpose(image, in_place=True)  # Loads the pixels, too.
+        with _open(file) as image:
+            image.load()
+            if upright:
+                ImageOps.exif_transpose(image, in_place=True)
             return image
     # Pillow's decoders raise nearly anything on a broken file.
     except Exception as error:
-        raise ValueError(f"{path}: cannot be read as an image: {error}") from error
+        raise ValueError(
+            f"{name or file}: cannot be read as an image: {error}"
+        ) from error
 
 
-def _open(path: str | Path) -> Image.Image:
+def _open(file: str | Path | BinaryIO) -> Image.Image:
     try:
-        return Image.open(path)
+        return Image.open(file)
     except Image.DecompressionBombWarning:
         # Only where warnings are errors. Pillow warns from 89 million pixels, which
         # a large photo has, and refuses twice that: the refusal is limit enough.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            return Image.open(path)
+            return Image.open(file)
 
 
 def _image_suffixes() -> set[str]:

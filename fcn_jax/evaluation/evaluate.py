@@ -20,6 +20,7 @@ def evaluate(
     num_classes: int,
     ignore_label: int = 255,
     keep: Collection[int] = (),
+    save: Callable[[str, np.ndarray], None] | None = None,
     progress: bool = True,
 ) -> tuple[np.ndarray, list[Kept]]:
     """Compares the predictions for all images of a source with their labels.
@@ -30,6 +31,7 @@ def evaluate(
         num_classes: C.
         ignore_label: label of void pixels, which do not count.
         keep: indices of the examples to return, for pictures.
+        save: is given the name and the labels of each prediction.
         progress: whether to show a progress bar.
     Returns:
         confusion: [C, C] int64, ``confusion[true, predicted]`` in pixels.
@@ -54,6 +56,8 @@ def evaluate(
         confusion += confusion_matrix(
             label, prediction, num_classes=num_classes, ignore_label=ignore_label
         )
+        if save:
+            save(name, prediction)
         if i in keep:
             kept.append((name, image, label, prediction))
     return confusion, kept

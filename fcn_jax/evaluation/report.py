@@ -1,8 +1,9 @@
 """The figures of an evaluation as a dictionary, a table and files."""
 
+import csv
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 
 from fcn_jax.evaluation.evaluate import Kept, evaluate, spread
 from fcn_jax.evaluation.metrics import iu_per_class, summarize
-from fcn_jax.files import write_json
+from fcn_jax.files import replacing, write_json
 from fcn_jax.inference.predict import predict_at
 from fcn_jax.models.fcn import FCN
 from fcn_jax.visualize import results_figure
@@ -32,7 +33,8 @@ def judge(
     *,
     ignore_label: int,
     size: tuple[int, int] | tuple[()],
-) -> tuple[dict[str, Any], list[Kept]]:
+    save: Callable[[str, np.ndarray], None] | None = None,
+) -> tuple[np.ndarray, list[Kept]]:
     """Evaluates a network on a split, with examples for the picture of its results.
 
     Args:
@@ -42,17 +44,18 @@ def judge(
         class_names: C names.
         ignore_label: label of void pixels.
         size: (h, w) that the network sees each image at; () for the image's own.
+        save: is given the name and the labels of each prediction.
     Returns:
-        The figures of `report`, and the examples that `evaluate` kept.
+        The confusion matrix, for `report`, and the examples that `evaluate` kept.
     """
-    confusion, rows = evaluate(
+    return evaluate(
         functools.partial(predict_at, model, params, size=size),
         source,
         num_classes=len(class_names),
         ignore_label=ignore_label,
         keep=spread(len(source), RESULT_ROWS),
+        save=save,
     )
-    return report(confusion, class_names), rows
 
 
 def report(confusion: np.ndarray, class_names: Sequence[str]) -> dict[str, Any]:
@@ -80,6 +83,17 @@ def table(figures: dict[str, Any]) -> str:
     rows += [(f"  IU {name}", value) for name, value in figures["iu"].items()]
     width = max(len(name) for name, _ in rows)
     return "\n".join(f"{name:<{width}} {percent(value)}" for name, value in rows)
+
+
+def write_confusion(
+    path: Path, confusion: np.ndarray, class_names: Sequence[str]
+) -> None:
+    """Writes a confusion matrix as CSV, a row for each true class, in pixels."""
+    with replacing(path) as unfinished, open(unfinished, "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["true \\ predicted", *class_names])
+        for name, row in zip(class_names, confusion.tolist(), strict=True):
+            writer.writerow([name, *row])
 
 
 def write_report(

@@ -5,21 +5,24 @@ import json
 import typing
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from fcn_jax.data.shapes import ShapesSource
 from fcn_jax.data.sources import FolderSource
+from fcn_jax.data.tfds_source import TfdsSource
 from fcn_jax.files import write_json
 from fcn_jax.models.fcn import FCN
 from fcn_jax.models.vgg import VGG_MEAN_RGB
+from fcn_jax.weights.download import PUBLISHED
 
 CONFIG_FILE = "config.json"  # In a run directory.
 VGG16_HELP = (
-    "Put a VGG-16 there: a vgg16.npy of caffe-tensorflow, or torchvision's weights as "
-    "https://huggingface.co/timm/vgg16.tv_in1k/resolve/main/model.safetensors; or pass "
-    "--config.init_from= to start at random"
+    "Pass --config.init_from=vgg16 to download VGG's own weights once, the path of a "
+    f"weight file or a run, one of the names {', '.join(PUBLISHED)}, or nothing "
+    "(--config.init_from=) to start at random"
 )
 DTYPES = ("float32", "bfloat16")
-SOURCES = ("folder", "shapes")
+CLASS_BALANCES = ("", "median_frequency", "inverse_log")
 SHAPES_TRAIN, SHAPES_EVAL = 4000, 100  # Pictures of the two splits of "shapes".
 
 
@@ -43,8 +46,13 @@ class Model:
 class Data:
     """Where images come from and how they are made ready."""
 
-    name: str = "folder"  # "folder", or "shapes", which draws its own pictures.
-    root: str = ""
+    # "folder"; "shapes", which draws its own pictures; or any TFDS data set of images
+    # and masks, such as "voc_segmentation/voc2012" or "oxford_iiit_pet".
+    name: str = "folder"
+    root: str = ""  # Of the folder; of TFDS, where it keeps its data sets.
+    manual_dir: str = ""  # Where archives lie that TFDS need not download.
+    image_feature: str = "image"  # Names in a TFDS data set.
+    label_feature: str = "label"
     images: str = "images/{split}"  # Folder of the images under root.
     labels: str = "labels/{split}"  # Folder of the label PNGs under root.
     list_file: str = ""  # Text file of a split's stems under root; "" takes all files.
@@ -53,10 +61,13 @@ class Data:
     num_classes: int = 21
     class_names: tuple = ()  # One for each class, or none.
     ignore_label: int = 255  # The data set's void value.
+    label_map: tuple = ()  # ((value in the masks, class or void), ...); others stay.
+    reduce_zero_label: bool = False  # 0 in the masks is void, k is class k - 1.
     size: tuple = ()  # (H, W) that images are resized to; () keeps each one's own.
     scale: tuple = (1.0, 1.0)  # Random factors of the training images.
     crop: tuple = ()  # (H, W) of random training crops; () for none.
     flip: bool = True  # Mirrors training images at random.
+    replacement: bool = False  # Draws each training image from all, not once an epoch.
     threads: int = 2  # That read ahead.
     workers: int = 0  # Processes that read ahead instead; 0 for none.
     help: str = ""  # Where to get the data, said when it is not there.
@@ -82,11 +93,15 @@ class Config:
     model: Model = field(default_factory=Model)
     data: Data = field(default_factory=Data)
     optim: Optim = field(default_factory=Optim)
-    init_from: str = ""  # File with a VGG-16 body; "" starts at random.
+    init_from: str = ""  # File, run or name of weights to start from; "" for none.
     epochs: float = 10.0
     steps: int = 0  # Instead of epochs where positive.
     batch_size: int = 4
     loss_normalization: str = "mean"  # Or "sum", over pixels and per image.
+    class_weights: tuple = ()  # What a pixel of each class counts; () for 1 each.
+    class_balance: str = (
+        ""  # Or "median_frequency", "inverse_log": weights of the data.
+    )
     seed: int = 0
     eval_every: int = 0  # Steps between evaluations and checkpoints; 0: each epoch.
     log_every: int = 20  # Steps between lines of the log.
@@ -101,8 +116,8 @@ class Config:
 def check(config: Config) -> None:
     """Raises a ValueError for the first field whose value cannot be used."""
     data = config.data
-    _one_of("data.name", data.name, SOURCES)
     _one_of("model.dtype", config.model.dtype, DTYPES)
+    _one_of("class_balance", config.class_balance, CLASS_BALANCES)
     make_model(config)
     if data.name == "folder" and not data.root:
         raise ValueError(f"config.data.root is not set. {data.help}".strip())
@@ -116,6 +131,14 @@ def check(config: Config) -> None:
             f"config.data.ignore_label = {data.ignore_label} is one of the "
             f"{data.num_classes} classes: void needs a value of its own, such as 255"
         )
+    if config.class_weights and len(config.class_weights) != data.num_classes:
+        raise ValueError(
+            f"config.class_weights has {len(config.class_weights)} numbers for "
+            f"{data.num_classes} classes: give one for each, or ()"
+        )
+    if config.class_weights and min(config.class_weights) < 0:
+        raise ValueError(f"config.class_weights = {config.class_weights} must be >= 0")
+    _check_label_map(data)
     for name, size in (("size", data.size), ("crop", data.crop)):
         whole = all(isinstance(side, int) and side > 0 for side in size)
         if size and (len(size) != 2 or not whole):
@@ -129,9 +152,32 @@ def check(config: Config) -> None:
             raise ValueError(f"config.{name} = {getattr(config, name)} must be >= 1")
     if config.steps <= 0 and config.epochs <= 0:
         raise ValueError(f"config.epochs = {config.epochs} must be above 0")
-    if config.init_from and not Path(config.init_from).exists():
+    if config.init_from and not (
+        config.init_from in PUBLISHED or Path(config.init_from).exists()
+    ):
         raise ValueError(
             f"config.init_from = {config.init_from} does not exist. {VGG16_HELP}"
+        )
+
+
+def refuse_hopeless(config: Config, from_vgg16: bool) -> None:
+    """Raises a ValueError for the one recipe that is known not to train.
+
+    Reference: the authors' release stages 32s, 16s, 8s, or scales the pools.
+    """
+    model = config.model
+    if (
+        from_vgg16
+        and model.variant == "fcn8s"
+        and tuple(model.pool_scales) == (1.0, 1.0)
+        and config.loss_normalization == "sum"
+        and config.optim.name == "sgd"
+    ):
+        raise ValueError(
+            "FCN-8s with a summed loss does not train straight from VGG-16: the "
+            "gradients of pool3 and pool4 drown those of fc7. Start from a trained "
+            "FCN-16s (config.init_from), or at once with "
+            '--config.model.pool_scales="(0.01, 0.0001)"'
         )
 
 
@@ -148,27 +194,57 @@ def make_model(config: Config) -> FCN:
     return FCN(num_classes=config.data.num_classes, **fields)
 
 
-def make_source(config: Config, split: str) -> FolderSource | ShapesSource:
-    """The images and labels of a split.
+def _check_label_map(data: Data) -> None:
+    if data.label_map and data.reduce_zero_label:
+        raise ValueError("set config.data.label_map or reduce_zero_label, not both")
+    for pair in data.label_map:
+        match tuple(pair):
+            case (int(old), int(_)) if 0 <= old < 2**16:
+                continue
+        raise ValueError(
+            f"config.data.label_map has {pair!r}, want (value in the masks, class)"
+        )
+
+
+def make_source(config: Config, split: str) -> Any:
+    """The images and labels of a split (fcn_jax.data.sources).
 
     Raises:
         ValueError: if they are not where the config says.
     """
     data = config.data
+    label_map = data.label_map
+    if data.reduce_zero_label:
+        shifted = ((k + 1, k) for k in range(data.num_classes))
+        label_map = ((0, data.ignore_label), *shifted)
+    classes = {
+        "num_classes": data.num_classes,
+        "ignore_label": data.ignore_label,
+        "label_map": label_map,
+    }
     if data.name == "shapes":
         lengths = {data.eval_split: SHAPES_EVAL, data.train_split: SHAPES_TRAIN}
         if split not in lengths:
             raise ValueError(f"split {split!r} is not one of {tuple(lengths)}")
         return ShapesSource(split, size=data.size or (64, 64), length=lengths[split])
     try:
+        if data.name != "folder":
+            return TfdsSource(
+                data.name,
+                split=split,
+                data_dir=data.root,
+                manual_dir=data.manual_dir,
+                image=data.image_feature,
+                label=data.label_feature,
+                **classes,
+            )
         return FolderSource(
             data.root,
             images=data.images,
             labels=data.labels,
             split=split,
-            num_classes=data.num_classes,
-            ignore_label=data.ignore_label,
             list_file=data.list_file,
+            **classes,
         )
     except ValueError as error:
         raise ValueError(f"{error}. {data.help}".strip()) from error
@@ -195,7 +271,7 @@ def load_config(path: Path) -> Config:
         raise ValueError(f"{path} is no config of this version: {error}") from error
 
 
-def _build(kind: type, values: dict) -> typing.Any:
+def _build(kind: type, values: dict) -> Any:
     types = typing.get_type_hints(kind)
     for name, value in values.items():
         if isinstance(value, dict):

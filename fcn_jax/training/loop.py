@@ -20,9 +20,11 @@ import optax
 from tqdm import tqdm
 
 from fcn_jax import visualize
+from fcn_jax.data import balance
+from fcn_jax.data.check import check_source
 from fcn_jax.data.loader import prefetch_to_device, train_batches
 from fcn_jax.data.transforms import augment
-from fcn_jax.evaluation.report import judge, write_report
+from fcn_jax.evaluation.report import judge, report, write_report
 from fcn_jax.models.fcn import FCN
 from fcn_jax.training.checkpoint import Checkpoints
 from fcn_jax.training.config import (
@@ -32,6 +34,7 @@ from fcn_jax.training.config import (
     load_config,
     make_model,
     make_source,
+    refuse_hopeless,
     save_config,
 )
 from fcn_jax.training.log import Log, Meter, read_log
@@ -42,7 +45,8 @@ from fcn_jax.training.steps import (
     init_state,
     make_train_step,
 )
-from fcn_jax.weights.store import RUN_FILE, read_vgg16, save
+from fcn_jax.weights.store import RUN_FILE, read, save
+from fcn_jax.weights.transplant import transplant
 
 _log = logging.getLogger("fcn_jax")
 
@@ -73,7 +77,9 @@ def train(config: Config, workdir: str | Path) -> dict[str, Any]:
     with contextlib.ExitStack() as stack:
         checkpoints = Checkpoints(workdir / "checkpoints", keep=config.keep_checkpoints)
         stack.callback(checkpoints.close)
-        config, state = _start_or_resume(config, workdir, checkpoints, tx)
+        config, state, trained = _start_or_resume(
+            config, workdir, checkpoints, tx, train_source
+        )
         start, key = int(state.step), _key(config, "steps")
         model = make_model(config)
         train_step = _train_step(config, model, tx)
@@ -82,6 +88,8 @@ def train(config: Config, workdir: str | Path) -> dict[str, Any]:
         log = Log(workdir, start_step=start)
         stack.callback(log.close)
         stop = stack.enter_context(_stop_signal())
+        if trained:  # A network to be improved: here is what it was worth.
+            _judge(config, workdir, model, state, eval_source, log)
         bar = tqdm(initial=start, total=steps, unit="step", dynamic_ncols=True)
         meter = Meter(
             log,
@@ -140,6 +148,7 @@ def _train_step(
         tx,
         ignore_label=config.data.ignore_label,
         loss_normalization=config.loss_normalization,
+        class_weights=config.class_weights,
     )
     return jax.jit(step, donate_argnums=0)
 
@@ -167,6 +176,7 @@ def _batches(config: Config, source: Any, start: int) -> Any:
         prepare,
         batch_size=config.batch_size,
         seed=config.seed,
+        replacement=data.replacement,
         start_step=start,
         threads=data.threads,
         workers=data.workers,
@@ -178,8 +188,12 @@ def _start_or_resume(
     workdir: Path,
     checkpoints: Checkpoints,
     tx: optax.GradientTransformation,
-) -> tuple[Config, TrainState]:
-    """The state to go on from, and the config with the mean of its weights."""
+    source: Any,
+) -> tuple[Config, TrainState, bool]:
+    """The state to go on from, and the config with what its weights and data tell.
+
+    And whether a run begins here with a network that was trained already.
+    """
     if checkpoints.latest_step() is not None:
         config = _as_before(config, workdir / CONFIG_FILE)
         fresh = functools.partial(_init_params, make_model(config), frozenset())
@@ -188,36 +202,67 @@ def _start_or_resume(
             jax.eval_shape(functools.partial(init_state, tx=tx), params)
         )
         _log.info("resuming %s at step %d", workdir, state.step)
-        return config, state
-    body = {}
+        return config, state, False
+    config, given = _balanced(config, source), {}
     if config.init_from:
-        body, mean_rgb, source = read_vgg16(config.init_from)
-        _log.info("starting from %s (%s)", config.init_from, source)
-        config = _with_mean(config, mean_rgb)
+        config, given = _weights(config)
     model = make_model(config)
-    _check_body(model, body, config.init_from)
-    body = {name: layer for name, layer in body.items() if name != "fc8"}
-    params = _init_params(model, frozenset(body), _key(config, "params"))
-    params["body"] |= jax.tree.map(jnp.asarray, body)
+    known = frozenset((part, layer) for part in given for layer in given[part])
+    params = _init_params(model, known, _key(config, "params"))
+    for part, layers in given.items():
+        params[part] |= jax.tree.map(jnp.asarray, layers)
     workdir.mkdir(parents=True, exist_ok=True)
     save_config(workdir / CONFIG_FILE, config)
-    return config, init_state(params, tx)
+    return config, init_state(params, tx), bool(given.get("head"))
+
+
+def _balanced(config: Config, source: Any) -> Config:
+    """The config with the class weights that its training labels ask for.
+
+    Raises:
+        ValueError: for the first example that cannot be read.
+    """
+    if not config.class_balance or config.class_weights:
+        return config
+    data = config.data
+    survey = check_source(
+        source, num_classes=data.num_classes, ignore_label=data.ignore_label
+    )
+    if survey.problems:
+        raise ValueError(survey.problems[0])
+    weights = getattr(balance, config.class_balance)(survey)
+    _log.info("class weights: %s", " ".join(f"{weight:.3g}" for weight in weights))
+    return dataclasses.replace(config, class_weights=tuple(weights.tolist()))
+
+
+def _weights(config: Config) -> tuple[Config, dict[str, Any]]:
+    """The parameters that the weights of a config give, and the config with its mean.
+
+    Raises:
+        ValueError: if they do not suit the network, or no training could come of it.
+    """
+    weights = read(config.init_from)
+    config = _with_mean(config, weights.mean_rgb)
+    refuse_hopeless(config, weights.model is None)
+    try:
+        given, notes = transplant(weights, make_model(config))
+    except ValueError as error:
+        raise ValueError(f"config.init_from = {config.init_from}: {error}") from error
+    for note in (f"({weights.source})", *notes):
+        _log.info("starting from %s: %s", config.init_from, note)
+    return config, given
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _init_params(model: FCN, known: frozenset[str], key: jax.Array) -> dict[str, Any]:
-    """Random parameters, without the layers of the body that are known."""
+def _init_params(
+    model: FCN, known: frozenset[tuple[str, str]], key: jax.Array
+) -> dict[str, Any]:
+    """Random parameters, without the layers that are known."""
     params = model.init(key, jnp.zeros([1, 1, 1, 3]))["params"]
-    body = {name: p for name, p in params["body"].items() if name not in known}
-    return {**params, "body": body}
-
-
-def _check_body(model: FCN, body: dict[str, Any], path: str) -> None:
-    if body and (filters := body["conv1_1"]["bias"].size) != 64 * model.width:
-        raise ValueError(
-            f"config.init_from = {path} has {filters} filters in conv1_1, the network "
-            f"{64 * model.width:g}: set config.model.width={filters / 64:g}"
-        )
+    return {
+        part: {name: p for name, p in layers.items() if (part, name) not in known}
+        for part, layers in params.items()
+    }
 
 
 def _with_mean(config: Config, mean_rgb: tuple[float, ...]) -> Config:
@@ -231,6 +276,8 @@ def _as_before(config: Config, path: Path) -> Config:
     """The config, if it can go on with the run that ``path`` tells of."""
     before = load_config(path)
     config = _with_mean(config, before.model.mean_rgb)
+    if not config.class_weights:
+        config = dataclasses.replace(config, class_weights=before.class_weights)
     for name in ("model", "data", "optim"):
         old, new = getattr(before, name), getattr(config, name)
         for field in dataclasses.fields(old):
@@ -264,7 +311,7 @@ def _judge(
 ) -> dict[str, Any]:
     """Evaluates, logs, and saves the network where it is the best so far."""
     data, step, names = config.data, int(state.step), config.class_names()
-    figures, rows = judge(
+    confusion, rows = judge(
         model,
         state.params,
         source,
@@ -272,6 +319,7 @@ def _judge(
         ignore_label=data.ignore_label,
         size=data.size,
     )
+    figures = report(confusion, names)
     mean_iu = figures["mean_iu"] or 0.0  # None where all pixels are void.
     tqdm.write(f"step {step}: validation mean IU {mean_iu:.4f}")
     best = max((r.get("mean_iu") or 0.0 for r in read_log(log.path)), default=0.0)

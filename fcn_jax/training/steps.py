@@ -1,6 +1,6 @@
 """The train step: one pure function for one device or many."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -9,7 +9,7 @@ import optax
 from jax import lax
 
 from fcn_jax.models.fcn import FCN
-from fcn_jax.training.losses import cross_entropy
+from fcn_jax.training.losses import cross_entropy, pixel_weights
 
 LOSS_NORMALIZATIONS = ("mean", "sum")
 
@@ -45,6 +45,7 @@ def make_train_step(
     *,
     ignore_label: int = 255,
     loss_normalization: str = "mean",
+    class_weights: Sequence[float] = (),
     axis_name: str | None = None,
 ) -> TrainStep:
     """A pure step to be wrapped by `jax.jit`, or by `jax.pmap` with ``axis_name``.
@@ -54,8 +55,9 @@ def make_train_step(
         tx: the optimiser.
         ignore_label: label of void pixels.
         loss_normalization: "mean" divides the summed loss by the number of labelled
-            pixels of the whole batch, "sum" by its number of images, as the original
-            recipe does.
+            pixels of the whole batch, or the sum of their weights; "sum" by its number
+            of images, as the original recipe does.
+        class_weights: what a pixel of each class counts; () for 1 each.
         axis_name: the pmap axis that the batch is split over, if any.
     Returns:
         ``(state, batch, key) -> (state, metrics)``. ``batch``: "image" [B, H, W, 3]
@@ -84,15 +86,25 @@ def make_train_step(
         # of all devices; a mean of their means weighs void-rich shares too much.
         pixels = total((label != ignore_label).sum())
         images = total(image.shape[0])
-        count = pixels if loss_normalization == "mean" else images
+        count = images
+        if loss_normalization == "mean":
+            weights = pixel_weights(
+                label, ignore_label=ignore_label, class_weights=class_weights
+            )
+            count = total(weights.sum())
 
         def loss_fn(params: Any):
             logits = model.apply(
                 {"params": params}, image, train=True, rngs={"dropout": key}
             )
-            loss, _ = cross_entropy(logits, label, ignore_label=ignore_label)
+            loss, _ = cross_entropy(
+                logits,
+                label,
+                ignore_label=ignore_label,
+                class_weights=class_weights,
+            )
             correct = (logits.argmax(-1) == label).sum()
-            return loss / jnp.maximum(count, 1), (loss, correct)
+            return loss / jnp.where(count == 0, 1, count), (loss, correct)
 
         (_, sums), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
         grads, (loss, correct) = total((grads, sums))

@@ -1,7 +1,6 @@
 """Its numbers: readers of published weights, and the files we save.
 
-A reader turns one kind of file into ``(layers, mean_rgb)`` and judges nothing:
-``layers`` is ``{"conv1_1": {"kernel": HWIO, "bias": [O]}, ...}`` for RGB input in
-[0, 255], ``mean_rgb`` the mean the network subtracts. ``store`` recognises the file,
-calls its reader and checks the layers against the network.
+A reader turns one kind of file into a `Content` (content.py) and judges nothing.
+``store`` recognises the file (sniff.py), calls its reader, finds the network that the
+layers make (network.py) and compares each array with it.
 """

@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from fcn_jax.models.vgg import VGG_MEAN_RGB
+from fcn_jax.weights.content import BODY, Content, from_hwc
 
 _MAGIC = b"\x93NUMPY"
 _OBJECT_HEADER = re.compile(rb"'descr': '\|O\d?'")
@@ -51,35 +52,37 @@ _GARBLED = (AttributeError, IndexError, KeyError, TypeError, DeprecationWarning)
 _MAX_OPCODES = 100_000
 
 
-def read(path: str | Path) -> tuple[dict, tuple[float, float, float]]:
+def read(path: str | Path) -> Content:
     """Reads a caffe-tensorflow ``.npy`` file, or the bare pickle of one.
 
     Both layouts are read, ``{name: [kernel, bias]}`` and ``{name: {"weights": kernel,
-    "biases": bias}}``, written by Python 2 or 3. Entries of another form are left out.
+    "biases": bias}}``, written by Python 2 or 3. Other entries are left unused.
 
     Args:
         path: the file.
     Returns:
-        ``(layers, mean_rgb)``: ``layers[name]`` is ``{"kernel": HWIO, "bias": [O]}`` in
-        the file's float type, from BGR turned to RGB, dense layers as convolutions.
+        The layers, from BGR turned to RGB, dense layers as convolutions.
     Raises:
         ValueError: if the file is damaged, holds no dictionary, claims larger arrays
             than its bytes make, or asks for anything but arrays and plain data.
     """
     path = Path(path)
-    layers = {}
+    layers, unused = {}, []
     spare = path.stat().st_size
     try:
         for name, entry in _read_entries(path).items():
             name = _FC_NAMES.get(name, name)
-            if layer := _layer(name, entry):
+            if name in BODY and (layer := _layer(name, entry)):
                 layers[name] = layer
                 spare -= layer["kernel"].nbytes + layer["bias"].nbytes
+            else:
+                unused.append(name)
             if spare < 0:  # a pickle may name one array many times over
                 raise ValueError("its arrays claim more bytes than it has")
     except ValueError as error:
         raise ValueError(f"{path} is no readable .npy of layers: {error}") from error
-    return layers, VGG_MEAN_RGB
+    source = "caffe-tensorflow .npy, BGR, H, W, I, O"
+    return Content(layers, VGG_MEAN_RGB, source, tuple(unused))
 
 
 def _read_entries(path: Path) -> dict:
@@ -227,27 +230,11 @@ def _layer(name: str, entry: object) -> dict[str, np.ndarray] | None:
     match _elements(entry):
         case {"weights": kernel, "biases": bias} | [kernel, bias]:
             try:
-                kernel, bias = _kernel(name, _array(kernel)), _array(bias)
+                kernel, bias = from_hwc(name, _array(kernel)), _array(bias)
             except ValueError as error:
                 raise ValueError(f"{name}: {error}") from error
             return {"kernel": kernel, "bias": bias.reshape(-1)}  # some are [1, O]
     return None
-
-
-def _kernel(name: str, kernel: np.ndarray) -> np.ndarray:
-    """Returns a layer's weights as the kernel of a convolution over RGB, HWIO.
-
-    Args:
-        name: the layer; fc6 sees 7x7, its dense rows are in H, W, C order.
-        kernel: [H, W, I, O] or, of a dense layer, [H*W*I, O]; other shapes are
-            returned as they are.
-    """
-    side = 7 if name == "fc6" else 1
-    if kernel.ndim == 2 and kernel.shape[0] % side**2 == 0:
-        return kernel.reshape(side, side, kernel.shape[0] // side**2, kernel.shape[1])
-    if name == "conv1_1" and kernel.ndim == 4:
-        return kernel[:, :, ::-1]
-    return kernel
 
 
 def _array(note: object) -> np.ndarray:

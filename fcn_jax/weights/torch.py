@@ -1,12 +1,27 @@
-"""VGG-16 from PyTorch's names and layouts, without PyTorch.
+"""VGG-16 and FCN from PyTorch's names and layouts, without PyTorch.
 
 Reference: ``torchvision.models.vgg16`` (dense classifier) and timm's ``vgg16`` (the
-classifier as convolutions), both trained on RGB in [0, 1], normalised per channel.
+classifier as convolutions), both trained on RGB in [0, 1], normalised per channel;
+github.com/wkentaro/pytorch-fcn, which has the released FCNs under the original names.
 """
 
+import logging
 from collections.abc import Mapping
 
 import numpy as np
+
+from fcn_jax.models.vgg import VGG_MEAN_RGB
+from fcn_jax.weights.content import (
+    BODY,
+    FCN_MEAN_RGB,
+    SCORES,
+    UPSAMPLINGS,
+    Content,
+    from_chw,
+    reversed_colors,
+)
+
+_log = logging.getLogger("fcn_jax")
 
 _MEAN = np.array([0.485, 0.456, 0.406])
 _STD = np.array([0.229, 0.224, 0.225])
@@ -25,45 +40,91 @@ _NAMES = {
     "pre_logits.fc2": "fc7",
     "head.fc": "fc8",
 }
+_NAMES |= {name: name for name in (*BODY, *SCORES, *UPSAMPLINGS)}
+
+# The second filter of conv1_1 in Caffe's VGG-16, [I, H, W], blue first. Copies of those
+# weights go by torchvision's names (vgg16_from_caffe.pth, vgg16-00b39a1b.pth) but want
+# Caffe's pixels, and nothing else in the file says so: taken for torchvision's, they
+# load, run and are silently bad. Unlike a checksum, the numbers outlive saving anew and
+# fine-tuning. Why the second filter: the first sees all colours alike, and so cannot
+# tell blue first from red first.
+_CAFFE_FILTER = np.array(
+    [
+        [[0.1173, 0.1621, 0.1357], [0.1484, 0.2023, 0.1617], [0.1293, 0.1716, 0.1387]],
+        [[0.0209, 0.0473, 0.0419], [0.0310, 0.0658, 0.0463], [0.0317, 0.0547, 0.0423]],
+        [
+            [-0.1727, -0.1704, -0.1544],
+            [-0.1876, -0.1776, -0.1744],
+            [-0.1660, -0.1667, -0.1570],
+        ],
+    ]
+)
+_TOLERANCE = 0.02  # A seventh of their root mean square; fine-tuning moves them less.
+
+_SOURCES = {
+    "torchvision": "PyTorch state dict, RGB, O, I, H, W",
+    "bgr": "PyTorch state dict of Caffe's weights, BGR, O, I, H, W",
+    "rgb": "PyTorch state dict of Caffe's weights, RGB, O, I, H, W",
+}
 
 
-def from_state_dict(
-    tensors: Mapping[str, np.ndarray],
-) -> tuple[dict, tuple[float, float, float]]:
-    """Turns a state dict of torchvision's or timm's VGG-16 into layers.
+def from_state_dict(tensors: Mapping[str, np.ndarray]) -> Content:
+    """Turns a state dict into layers: of torchvision's or timm's VGG-16, or an FCN.
 
-    Those networks take ``(rgb / 255 - mean) / std``, which is ``(rgb - 255 * mean) /
-    (255 * std)``: the divisor goes into conv1_1, the mean stays with the network.
+    torchvision's networks take ``(rgb / 255 - mean) / std``, which is ``(rgb - 255 *
+    mean) / (255 * std)``: the divisor goes into conv1_1, the mean stays with the
+    network. Under the original names, and where conv1_1 is that of Caffe's VGG-16, the
+    pixels are Caffe's.
 
     Args:
-        tensors: float arrays by their PyTorch names; others are left out.
+        tensors: float arrays by their PyTorch names, with or without the "module." of
+            ``DataParallel``.
     Returns:
-        ``(layers, mean_rgb)``: ``layers[name]`` is ``{"kernel": HWIO, "bias": [O]}``,
-        dense layers as convolutions, for RGB in [0, 255] less ``mean_rgb``.
+        The layers, none where the names are of another network.
     """
-    layers = {}
+    keys = {key.removeprefix("module."): key for key in tensors}
+    layers, used = {}, set()
     for torch_name, name in _NAMES.items():
-        if {f"{torch_name}.weight", f"{torch_name}.bias"} <= tensors.keys():
-            kernel = _kernel(name, tensors[f"{torch_name}.weight"])
-            layers[name] = {"kernel": kernel, "bias": tensors[f"{torch_name}.bias"]}
-    return layers, tuple((255 * _MEAN).tolist())
+        parts = {"kernel": f"{torch_name}.weight", "bias": f"{torch_name}.bias"}
+        if name in UPSAMPLINGS:
+            del parts["bias"]
+        if keys.keys() >= set(parts.values()):
+            layers[name] = {part: tensors[keys[key]] for part, key in parts.items()}
+            layers[name]["kernel"] = from_chw(name, layers[name]["kernel"])
+            used.update(keys[key] for key in parts.values())
+    original = "conv1_1.weight" in keys
+    pixels = "bgr" if original else "torchvision"
+    if "conv1_1" in layers:
+        kernel = layers["conv1_1"]["kernel"]
+        pixels = _caffe_pixels(kernel) or pixels
+        layers["conv1_1"]["kernel"] = _for_rgb(kernel, pixels)
+    if "score_pool3" in layers:
+        _log.warning(
+            "a PyTorch file of an FCN-8s does not tell whether it was trained at once, "
+            "with scaled pools; if so, use model.clone(pool_scales=(0.01, 0.0001))"
+        )
+    mean_rgb = FCN_MEAN_RGB if original and "score_fr" in layers else VGG_MEAN_RGB
+    if pixels == "torchvision":
+        mean_rgb = tuple((255 * _MEAN).tolist())
+    unused = tuple(key for key in tensors if key not in used)
+    return Content(layers, mean_rgb, _SOURCES[pixels], unused)
 
 
-def _kernel(name: str, weight: np.ndarray) -> np.ndarray:
-    """Returns a layer's weights as the kernel of a convolution over RGB, HWIO.
+def _caffe_pixels(kernel: np.ndarray) -> str | None:
+    """Returns "bgr" or "rgb" if conv1_1 is that of Caffe's VGG-16, else None."""
+    if kernel.shape[:3] != (3, 3, 3) or kernel.shape[3] < 2:
+        return None
+    second = kernel[..., 1].astype(np.float64).transpose(2, 0, 1)
+    for pixels, planes in (("bgr", second), ("rgb", second[::-1])):
+        if np.allclose(planes, _CAFFE_FILTER, rtol=0, atol=_TOLERANCE):
+            return pixels
+    return None
 
-    Args:
-        name: the layer; fc6 sees 7x7, its dense columns are in C, H, W order.
-        weight: [O, I, H, W] or, of a dense layer, [O, I*H*W]; other shapes are
-            returned as they are.
-    """
-    side = 7 if name == "fc6" else 1
-    if weight.ndim == 2 and weight.shape[1] % side**2 == 0:
-        outputs, inputs = weight.shape[0], weight.shape[1] // side**2
-        weight = weight.reshape(outputs, inputs, side, side)
-    if weight.ndim != 4:
-        return weight
-    kernel = weight.transpose(2, 3, 1, 0)
-    if name == "conv1_1" and kernel.shape[2] == 3:
-        kernel = kernel / (255 * _STD)[:, None]
-    return kernel
+
+def _for_rgb(kernel: np.ndarray, pixels: str) -> np.ndarray:
+    """Returns the kernel of conv1_1 for RGB in [0, 255] less the mean."""
+    if kernel.ndim != 4 or kernel.shape[2] != 3:
+        return kernel
+    if pixels == "torchvision":
+        return kernel / (255 * _STD)[:, None]
+    return reversed_colors("conv1_1", kernel) if pixels == "bgr" else kernel

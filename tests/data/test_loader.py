@@ -83,6 +83,46 @@ def test_train_batches_resumed_in_processes_are_those_of_an_unbroken_run():
     assert_same(take(4, seed=4, workers=2, start_step=5), expected[5:])
 
 
+@pytest.mark.parametrize("replacement", [False, True])
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_train_batches_of_all_shards_joined_are_the_batches(count, replacement):
+    options = {"batch_size": 6, "seed": 4, "replacement": replacement}
+    expected = drawn(Numbered(10), 7, **options)
+    for start in (0, 4):
+        parts = [
+            drawn(Numbered(10), 3, start_step=start, shard=(i, count), **options)
+            for i in range(count)
+        ]
+        joined = [sum(step, []) for step in zip(*parts, strict=True)]
+        assert joined == expected[start : start + 3]
+
+
+def test_train_batches_of_a_shard_are_augmented_as_in_the_batch():
+    whole = take(3, seed=4)
+    parts = [take(3, seed=4, shard=(i, 3), workers=i == 1) for i in range(3)]
+    for batch, shards in zip(whole, zip(*parts, strict=True), strict=True):
+        for key in batch:
+            joined = np.concatenate([shard[key] for shard in shards])
+            np.testing.assert_array_equal(joined, batch[key])
+
+
+def test_train_batches_of_a_shard_read_no_other_examples():
+    read = []
+
+    class Noted(Numbered):
+        def __getitem__(self, i):
+            read.append(i)
+            return super().__getitem__(i)
+
+    (part,) = drawn(Noted(6), 1, batch_size=6, seed=0, shard=(1, 3), threads=0)
+    assert read == part and len(part) == 2
+
+
+def test_train_batches_without_equal_shards_name_both_numbers():
+    with pytest.raises(ValueError, match="batch_size = 4 has no 3 equal parts"):
+        train_batches(Numbered(9), unchanged, batch_size=4, seed=0, shard=(0, 3))
+
+
 def test_train_batches_of_another_seed_differ():
     (first,), (second,) = take(1, seed=0), take(1, seed=1)
     assert not np.array_equal(first["image"], second["image"])
@@ -92,6 +132,19 @@ def test_train_batches_draw_every_example_once_an_epoch_in_a_new_order():
     first, second, third = drawn(Numbered(12), 3, batch_size=12, seed=0)
     assert sorted(first) == sorted(second) == sorted(third) == list(range(12))
     assert first != second != third != first
+
+
+def test_train_batches_with_replacement_draw_each_from_all():
+    source = Numbered(10)
+    batches = drawn(source, 30, batch_size=100, seed=0, replacement=True)
+    counts = np.bincount(sum(batches, []), minlength=10)
+    assert counts.sum() == 3000
+    assert np.abs(counts - 300).max() < 5 * np.sqrt(3000 * 0.1 * 0.9)
+    epochs = np.reshape(batches, (300, 10))
+    distinct = np.mean([len(set(epoch)) for epoch in epochs.tolist()])
+    assert abs(distinct - 10 * (1 - 0.9**10)) < 0.3  # 6.5 of 10, not 10
+    resumed = drawn(source, 3, batch_size=100, seed=0, replacement=True, start_step=5)
+    assert resumed == batches[5:8]
 
 
 def test_train_batches_augment_each_epoch_anew():

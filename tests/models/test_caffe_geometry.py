@@ -1,7 +1,8 @@
 """Geometry "caffe" against the authors' definition, restated in ONNX.
 
 conv1_1 is padded by 100, pools round up, fc6 and the transposed convolutions are not
-padded, and the crop offsets are the numbers of the release.
+padded, and the crop offsets are the numbers of the release. The weights come to the
+network through a .caffemodel, as those of the release do.
 """
 
 from fractions import Fraction
@@ -20,9 +21,10 @@ from fcn_jax.models.geometry import (
 )
 from fcn_jax.models.upsampling import upsample_bilinear, upsample_learned
 from fcn_jax.models.vgg import VGG16
+from fcn_jax.weights.store import load
 
 WIDTH, CLASSES = 1 / 16, 5
-MEAN_RGB = (123.68, 116.779, 103.939)
+MEAN_BGR = (104.00698793, 116.66876762, 122.67891434)
 OFFSETS = {"fcn32s": (19,), "fcn16s": (5, 27), "fcn8s": (5, 9, 31)}
 
 # (variant, learned upsampling, pool scales)
@@ -32,6 +34,14 @@ CASES = {
     "fcn8s": ("fcn8s", False, (1, 1)),
     "fcn32s-learned": ("fcn32s", True, (1, 1)),
     "fcn8s-at-once-learned": ("fcn8s", True, (0.01, 0.0001)),
+}
+# How the file of each case is written.
+FORMS = {
+    "fcn32s": {"v1": True, "legacy": True},
+    "fcn16s": {"packed": False},
+    "fcn8s": {"double": True},
+    "fcn32s-learned": {"v1": True, "packed": False},
+    "fcn8s-at-once-learned": {},
 }
 
 
@@ -79,7 +89,7 @@ def run_onnx(reference, weights, image, cases):
         x = upsample(x, *last, learned)
         found[case] = graph.crop(x, last_offset, last_offset, *image.shape[1:3])
 
-    feed = (image.astype(np.float64) - MEAN_RGB).astype(np.float32)
+    feed = (image.astype(np.float64) - MEAN_BGR[::-1]).astype(np.float32)
     outputs = graph.run(feed.transpose(0, 3, 1, 2), list(found.values()))
     return dict(zip(found, outputs, strict=True))
 
@@ -103,35 +113,64 @@ def weights(reference):
 
 
 @pytest.fixture(scope="module", params=[(1, 1, 1), (2, 33, 47)], ids=str)
-def results(request, reference, weights):
+def results(request, reference, weights, tmp_path_factory):
     image = np.random.default_rng(0).uniform(0, 255, (*request.param, 3))
     image = image.astype(np.float32)
 
+    path = tmp_path_factory.mktemp("caffe") / "net.caffemodel"
+    networks = {}
+    for case, parts in CASES.items():
+        layers = caffe_layers(reference, weights, *parts)
+        reference.write_caffemodel(path, layers, **FORMS[case])
+        networks[case] = load(path)
+
     @jax.jit
     def apply(image):
-        found = {}
-        for case, (variant, learned, scales) in CASES.items():
-            model = FCN(
-                variant=variant,
-                num_classes=CLASSES,
-                geometry="caffe",
-                width=WIDTH,
-                pool_scales=scales,
-                learn_upsampling=learned,
-            )
-            params = {
-                "body": reference.body_params(weights),
-                "head": reference.head_params(weights, variant, learned),
-            }
-            found[case] = model.apply({"params": params}, image)
-        return found
+        return {
+            case: model.apply({"params": params}, image)
+            for case, (model, params) in networks.items()
+        }
 
-    return apply(image), run_onnx(reference, weights, image, CASES)
+    return networks, apply(image), run_onnx(reference, weights, image, CASES)
+
+
+def caffe_layers(reference, weights, variant, learned, scales):
+    """The blobs of a network as Caffe has them."""
+    layers = {name: list(weights[name]) for name in reference.BODY}
+    layers["conv1_1"][0] = layers["conv1_1"][0][:, ::-1]  # BGR
+    for pool, scale in zip(("pool4", "pool3"), scales, strict=True):
+        if scale != 1:
+            layers[f"scale_{pool}"] = [np.full(512, scale)]
+    upsamplings = reference.UPSAMPLINGS[variant]
+    for name in list(reference.SCORES)[: len(upsamplings)]:
+        layers[name] = weights[name]
+    for name, factor in upsamplings.items():
+        if learned:
+            layers[name] = [weights[name]]
+        else:
+            identity = np.eye(CLASSES)[..., None, None]
+            layers[name] = [identity * reference.bilinear(factor)]
+    return layers
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_caffemodel_tells_the_whole_network(results, case):
+    variant, learned, scales = CASES[case]
+    model = FCN(
+        variant=variant,
+        num_classes=CLASSES,
+        geometry="caffe",
+        mean_rgb=MEAN_BGR[::-1],
+        width=WIDTH,
+        pool_scales=scales,
+        learn_upsampling=learned,
+    )
+    assert results[0][case][0] == model
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_caffe_logits_equal_onnx(results, case):
-    logits, expected = (found[case] for found in results)
+    logits, expected = (found[case] for found in results[1:])
     assert logits.shape == expected.shape
     largest = np.abs(expected).max()
     assert np.abs(logits - expected).max() <= 1e-4 * largest

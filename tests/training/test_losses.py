@@ -31,6 +31,17 @@ def test_cross_entropy_equals_the_definition_pixel_by_pixel(seed, ignore_label):
     assert loss == pytest.approx(sum(losses), rel=1e-5)
 
 
+def test_class_weights_multiply_each_pixel_by_that_of_its_class():
+    logits, label = logits_and_label(3)
+    weights = (0.5, 2.0, 0.0, 1.0, 3.0, 0.25, 1.5)
+    log_probability = scipy.special.log_softmax(logits.astype(np.float64), axis=-1)
+    labelled = [index for index in np.ndindex(label.shape) if label[index] != 255]
+    losses = [weights[label[i]] * -log_probability[i][label[i]] for i in labelled]
+    loss, count = cross_entropy(logits, jnp.asarray(label), class_weights=weights)
+    assert loss == pytest.approx(sum(losses), rel=1e-5)
+    assert count == pytest.approx(sum(weights[label[i]] for i in labelled), rel=1e-6)
+
+
 def test_zero_logits_cost_the_log_of_the_classes_per_labelled_pixel():
     _, label = logits_and_label(0)
     loss, count = cross_entropy(jnp.zeros([2, 4, 5, 21]), jnp.asarray(label))

@@ -60,6 +60,20 @@ def test_step_follows_the_gradient_of_the_normalized_loss(params, batch, normali
     assert metrics["grad_norm"] == pytest.approx(norm, rel=1e-4)
 
 
+def test_step_divides_by_the_weights_of_the_labelled_pixels(params, batch):
+    weights = (1.0, 0.25, 4.0)
+    labels = batch["label"][batch["label"] != 255]
+
+    def by_hand(params):
+        logits = MODEL.apply({"params": params}, batch["image"])
+        one_hot = jax.nn.one_hot(batch["label"], 3) * jnp.array(weights)
+        loss = -(one_hot * jax.nn.log_softmax(logits)).sum()
+        return loss / sum(weights[label] for label in labels)
+
+    grads, _ = one_step(params, batch, class_weights=weights)
+    assert_close(grads, jax.jit(jax.grad(by_hand))(params))
+
+
 def test_step_counts_right_pixels_among_the_labelled(params, batch):
     logits = np.asarray(MODEL.apply({"params": params}, batch["image"]))
     expected = (logits.argmax(-1) == batch["label"]).sum()

@@ -1,0 +1,65 @@
+"""What is in a weight file: a report for people to read."""
+
+from pathlib import Path
+
+import numpy as np
+
+from fcn_jax.models.fcn import FCN
+from fcn_jax.weights.content import Content
+from fcn_jax.weights.network import network_of
+
+
+def describe(path: str | Path, content: Content) -> str:
+    """A report of a file: the network, its mean, its layers and their numbers.
+
+    Args:
+        path: of the file.
+        content: of the file, as `fcn_jax.weights.store.read_content` gives it.
+    Returns:
+        Lines to print. Kernels are H, W, I, O for RGB, whatever the file's own layout.
+    Raises:
+        ValueError: if the layers make no network at all.
+    """
+    mean = ", ".join(f"{value:g}" for value in content.mean_rgb)
+    lines = [
+        str(path),
+        _what(content, network_of(content)),
+        f"from {content.source}; below as RGB, H, W, I, O",
+        f"subtracts the mean RGB {mean}",
+        "",
+        f"{'layer':<14}{'array':<8}{'shape':<18}{'type':<9}"
+        + "".join(f"{name:>11}" for name in ("min", "mean", "std", "max")),
+    ]
+    for name, arrays in content.layers.items():
+        lines += [_row(name, part, array) for part, array in arrays.items()]
+    arrays = [array for layer in content.layers.values() for array in layer.values()]
+    lines += ["", f"{sum(array.size for array in arrays):,} numbers"]
+    if content.unused:
+        lines.append("not used: " + ", ".join(content.unused))
+    return "\n".join(lines)
+
+
+def _what(content: Content, model: FCN | None) -> str:
+    layers = content.layers
+    if model:
+        scales = " and ".join(f"{scale:g}" for scale in model.pool_scales)
+        return (
+            f"{model.variant}, {model.num_classes} classes, geometry "
+            f"{model.geometry}, width {model.width:g}, pool scales {scales}, "
+            + ("learned" if model.learn_upsampling else "bilinear")
+            + " upsampling"
+        )
+    if "fc8" in layers:
+        return f"VGG-16 classifier, {layers['fc8']['bias'].size} classes"
+    return "VGG-16" + ("" if "fc6" in layers else " without fully connected layers")
+
+
+def _row(name: str, part: str, array: np.ndarray) -> str:
+    shape = "x".join(map(str, array.shape))
+    numbers = ""
+    if array.size:
+        values = np.asarray(array, np.float32)
+        mean = values.mean(dtype=np.float64)
+        statistics = (values.min(), mean, values.std(), values.max())
+        numbers = "".join(f"{value:11.4g}" for value in statistics)
+    return f"{name:<14}{part:<8}{shape:<18}{array.dtype.name:<9}{numbers}"

@@ -1,0 +1,409 @@
+import fcntl
+import hashlib
+import re
+import socket
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from fcn_jax.weights import download
+from fcn_jax.weights.download import PUBLISHED, Published
+
+CONTENT = bytes(range(256)) * 300
+HALF = len(CONTENT) // 2
+
+
+class Site(ThreadingHTTPServer):
+    """Serves one file, in the way that a test sets, and notes what it was asked."""
+
+    daemon_threads = False  # so that closing waits for them
+
+    def __init__(self):
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server_port}/weights/net.bin"
+        self.asked = []  # the headers of each request
+        self.sent = []  # the bytes of each answer
+        self.status = 200
+        self.headers = {"ETag": '"one"'}
+        self.content = CONTENT
+        self.cut = None  # after so many bytes the connection breaks
+        self.tells_length = True
+        self.knows_range = True
+        self.knows_if_range = True
+        self.content_range = "bytes {start}-{last}/{size}"
+        self.before_answer = lambda: None
+        self.was_left = threading.Event()  # by a client that had not got everything
+
+
+class Handler(BaseHTTPRequestHandler):
+    def do_GET(self):
+        site = self.server
+        site.asked.append(self.headers)
+        site.before_answer()
+        status, body, headers = site.status, site.content, dict(site.headers)
+        start = int((self.headers["Range"] or "bytes=0-")[len("bytes=") : -1])
+        same = self.headers["If-Range"] in site.headers.values()
+        if self.path == "/moved":
+            status, body, headers = 302, b"", {"Location": site.url}
+        elif start and site.knows_range and (same or not site.knows_if_range):
+            status, body = 206, site.content[start:]
+            headers["Content-Range"] = site.content_range.format(
+                start=start, last=len(site.content) - 1, size=len(site.content)
+            )
+            if not body:
+                status = 416
+        if site.tells_length:
+            headers["Content-Length"] = len(body)
+        body = body[: site.cut]
+        site.sent.append(body)  # before a client can know, and ask again
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.end_headers()
+        try:
+            self.wfile.write(body)
+        except ConnectionError:
+            site.was_left.set()
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def site():
+    with Site() as site:
+        # Short, so that the end of a test need not wait.
+        thread = threading.Thread(target=site.serve_forever, args=[0.01])
+        thread.start()
+        yield site
+        site.shutdown()
+        thread.join()
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    """The cache directory, with no proxy between a test and its server."""
+    monkeypatch.setenv("FCN_JAX_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def net(site, monkeypatch):
+    """Publishes the site's file as "net"."""
+    published = Published(site.url, len(CONTENT), hashlib.sha256(CONTENT).hexdigest())
+    monkeypatch.setattr(download, "PUBLISHED", {"net": published})
+
+
+def break_off(site, path, at=HALF):
+    """Downloads the first bytes of the file."""
+    site.cut = at
+    with pytest.raises(OSError):
+        download.download(site.url, path)
+    site.cut = None
+
+
+def left_over(directory):
+    """What there is but for the small file that the lock is on."""
+    names = {path.name for path in directory.iterdir()}
+    return names - {".net.bin.state"}
+
+
+def test_fetch_of_a_name_gives_the_whole_file(site, net, cache):
+    path = download.fetch("net")
+    assert path == cache / "net.bin"
+    assert path.read_bytes() == CONTENT
+    assert list(cache.iterdir()) == [path]
+
+
+def test_fetch_of_a_cached_name_asks_nobody(site, net):
+    path = download.fetch("net")
+    assert download.fetch("net") == path
+    assert len(site.asked) == 1
+
+
+def test_fetch_of_an_existing_path_gives_it_back(site, net, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "net").touch()
+    assert str(download.fetch("net")) == "net"
+    assert download.fetch(tmp_path) == tmp_path
+    assert not site.asked
+
+
+def test_fetch_without_cache_variable_uses_the_home(site, net, tmp_path, monkeypatch):
+    monkeypatch.delenv("FCN_JAX_CACHE")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert download.fetch("net") == tmp_path / ".cache" / "fcn_jax" / "net.bin"
+
+
+def test_fetch_of_unknown_name_lists_the_names():
+    with pytest.raises(ValueError) as caught:
+        download.fetch("vgg17")
+    assert str(caught.value).startswith("'vgg17' is none of the names vgg16, ")
+    assert str(caught.value).endswith("fcn8s-atonce-pascal, and no such file exists")
+
+
+@pytest.mark.parametrize("path", ["vgg16.npy", "weights/vgg16", "./vgg16"])
+def test_fetch_of_missing_path_says_so_first(tmp_path, monkeypatch, path):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="vgg16.* does not exist; .* vgg16-keras"):
+        download.fetch(path)
+
+
+def test_published_files_differ_in_name_and_have_digests_of_the_right_length():
+    names = {published.url.split("/")[-1] for published in PUBLISHED.values()}
+    assert len(names) == len(PUBLISHED)
+    for published in PUBLISHED.values():
+        for digest, length in (("sha256", 64), ("sha1", 40), ("md5", 32)):
+            found = getattr(published, digest)
+            assert found is None or re.fullmatch(f"[0-9a-f]{{{length}}}", found)
+
+
+def test_cut_connection_says_how_far_it_came(site, net, cache):
+    site.cut = HALF
+    with pytest.raises(OSError) as caught:
+        download.fetch("net")
+    message = str(caught.value)
+    assert f"cannot download {site.url}" in message
+    assert "38,400 bytes have come, the same call goes on from there" in message
+    assert (cache / ".net.bin.part").read_bytes() == CONTENT[:HALF]
+    assert not (cache / "net.bin").exists()
+
+
+def test_second_call_gets_only_the_rest(site, net, cache):
+    break_off(site, cache / "net.bin")
+    assert download.fetch("net").read_bytes() == CONTENT
+    first, second = site.asked
+    assert first["Range"] is None
+    assert (second["Range"], second["If-Range"]) == (f"bytes={HALF}-", '"one"')
+    assert site.sent[1] == CONTENT[HALF:]
+    assert left_over(cache) == {"net.bin"}
+
+
+def test_third_call_goes_on_after_two_cuts(site, cache):
+    break_off(site, cache / "net.bin", at=1000)
+    break_off(site, cache / "net.bin", at=500)
+    download.download(site.url, cache / "net.bin")
+    assert (cache / "net.bin").read_bytes() == CONTENT
+    assert site.asked[2]["Range"] == "bytes=1500-"
+
+
+@pytest.mark.parametrize("etag", [{}, {"ETag": 'W/"one"'}])
+def test_second_call_without_strong_etag_goes_by_the_date(site, cache, etag):
+    date = "Tue, 15 Nov 1994 12:45:26 GMT"
+    site.headers = etag | {"Last-Modified": date}
+    break_off(site, cache / "net.bin")
+    download.download(site.url, cache / "net.bin")
+    assert (cache / "net.bin").read_bytes() == CONTENT
+    assert (site.asked[1]["If-Range"], site.sent[1]) == (date, CONTENT[HALF:])
+
+
+def test_second_call_without_etag_or_date_starts_anew(site, cache):
+    site.headers = {}
+    break_off(site, cache / "net.bin")
+    download.download(site.url, cache / "net.bin")
+    assert (cache / "net.bin").read_bytes() == CONTENT
+    assert site.asked[1]["Range"] is None
+
+
+def test_second_call_to_a_server_without_ranges_starts_anew(site, cache):
+    site.knows_range = False
+    break_off(site, cache / "net.bin")
+    download.download(site.url, cache / "net.bin")
+    assert (cache / "net.bin").read_bytes() == CONTENT
+    assert site.asked[1]["Range"] is not None
+
+
+@pytest.mark.parametrize("knows_if_range", [True, False])
+def test_file_that_changed_in_between_comes_whole(site, cache, knows_if_range):
+    break_off(site, cache / "net.bin")
+    site.content = CONTENT[::-1]
+    site.headers = {"ETag": '"two"'}
+    site.knows_if_range = knows_if_range
+    download.download(site.url, cache / "net.bin")
+    assert (cache / "net.bin").read_bytes() == CONTENT[::-1]
+    assert left_over(cache) == {"net.bin"}
+
+
+def test_file_that_changed_and_broke_off_goes_on(site, cache):
+    break_off(site, cache / "net.bin")
+    site.content = CONTENT[::-1]
+    site.headers = {"ETag": '"two"'}
+    break_off(site, cache / "net.bin", at=1000)
+    download.download(site.url, cache / "net.bin")
+    assert (cache / "net.bin").read_bytes() == CONTENT[::-1]
+    assert site.asked[2]["If-Range"] == '"two"'
+    assert site.sent[2] == CONTENT[::-1][1000:]
+
+
+def test_file_that_shrank_in_between_comes_whole(site, cache):
+    break_off(site, cache / "net.bin")
+    site.content = CONTENT[:100]
+    download.download(site.url, cache / "net.bin")
+    assert (cache / "net.bin").read_bytes() == CONTENT[:100]
+    assert site.asked[1]["Range"] is not None and site.asked[2]["Range"] is None
+
+
+@pytest.mark.parametrize(
+    "content_range",
+    ["bytes 0-{last}/{size}", "bytes {start}-{last}/999999", "nonsense"],
+)
+def test_rest_of_another_range_starts_anew(site, cache, content_range):
+    break_off(site, cache / "net.bin")
+    site.content_range = content_range
+    download.download(site.url, cache / "net.bin")
+    assert (cache / "net.bin").read_bytes() == CONTENT
+    assert len(site.asked) == 3 and site.asked[2]["Range"] is None
+
+
+def test_html_page_in_between_keeps_the_first_half(site, cache):
+    break_off(site, cache / "net.bin")
+    site.content, site.headers = b"please log in", {"Content-Type": "text/html"}
+    with pytest.raises(ValueError, match="HTML page"):
+        download.download(site.url, cache / "net.bin")
+    site.content, site.headers = CONTENT, {"ETag": '"one"'}
+    download.download(site.url, cache / "net.bin")
+    assert (cache / "net.bin").read_bytes() == CONTENT
+    assert site.sent[2] == CONTENT[HALF:]
+
+
+@pytest.mark.parametrize("algorithm", ["sha256", "sha1", "md5"])
+def test_right_digest_or_its_first_digits_are_accepted(site, cache, algorithm):
+    digest = hashlib.new(algorithm, CONTENT).hexdigest()
+    download.download(site.url, cache / "whole", **{algorithm: digest.upper()})
+    download.download(site.url, cache / "prefix", **{algorithm: digest[:8]})
+    assert (cache / "prefix").read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize("algorithm", ["sha256", "sha1", "md5"])
+def test_wrong_digest_is_refused_and_not_kept(site, cache, algorithm):
+    found = hashlib.new(algorithm, CONTENT).hexdigest()
+    with pytest.raises(ValueError) as caught:
+        download.download(site.url, cache / "net.bin", **{algorithm: "0123abcd"})
+    assert f"{site.url} gives a file of {algorithm} {found}, want 0123abcd" in str(
+        caught.value
+    )
+    assert not left_over(cache)
+
+
+@pytest.mark.parametrize("tells_length", [True, False])
+@pytest.mark.parametrize(
+    ("size", "found"), [(len(CONTENT) + 1, "76,800 bytes, want 76,801"), (99, "")]
+)
+def test_wrong_size_is_refused_and_not_kept(site, cache, size, found, tells_length):
+    site.tells_length = tells_length
+    with pytest.raises(ValueError, match=f"{site.url} gives .*{found}"):
+        download.download(site.url, cache / "net.bin", size=size)
+    assert not left_over(cache)
+
+
+@pytest.mark.parametrize("tells_length", [True, False])
+def test_more_bytes_than_any_weights_have_stops(site, cache, monkeypatch, tells_length):
+    monkeypatch.setattr(download, "_MOST_BYTES", 1000)
+    site.tells_length = tells_length
+    site.content = bytes(5 * 10**7)  # more than the buffers of a connection hold
+    with pytest.raises(ValueError, match="1,000"):
+        download.download(site.url, cache / "net.bin")
+    assert not left_over(cache)
+    assert site.was_left.wait(10)
+
+
+@pytest.mark.parametrize(
+    ("content", "headers"),
+    [
+        (b"no such model", {"Content-Type": "text/html; charset=utf-8"}),
+        (b"\n <!DOCTYPE html><html>404", {}),
+        (b"", {}),
+    ],
+)
+def test_html_page_is_refused_and_not_kept(site, cache, content, headers):
+    site.content, site.headers = content, headers
+    with pytest.raises(ValueError, match=f"{site.url} gives an HTML page"):
+        download.download(site.url, cache / "net.bin")
+    assert not left_over(cache)
+
+
+@pytest.mark.parametrize("status", [204, 404, 500])
+def test_other_status_names_url_and_path(site, cache, status):
+    site.status, site.content = status, b""
+    with pytest.raises(OSError) as caught:
+        download.download(site.url, cache / "net.bin")
+    message = str(caught.value)
+    assert f"cannot download {site.url}: HTTP status {status}" in message
+    assert "bytes have come" not in message
+    assert message.endswith(
+        f"download it in a browser and put it at {cache / 'net.bin'}"
+    )
+    assert not left_over(cache)
+
+
+def test_refused_connection_names_url_and_path(cache):
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        url = f"http://127.0.0.1:{closed.getsockname()[1]}/net.bin"
+    with pytest.raises(OSError) as caught:
+        download.download(url, cache / "net.bin")
+    assert f"cannot download {url}: " in str(caught.value)
+    assert f"put it at {cache / 'net.bin'}" in str(caught.value)
+
+
+def test_silent_server_gives_up(cache, monkeypatch):
+    monkeypatch.setattr(download, "_TIMEOUT", 0.05)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}/net.bin"
+        with pytest.raises(OSError, match="timed out"):
+            download.download(url, cache / "net.bin")
+
+
+def test_redirect_is_followed_and_resumed(site, cache):
+    moved = site.url.replace("/weights/net.bin", "/moved")
+    site.cut = HALF
+    with pytest.raises(OSError):
+        download.download(moved, cache / "net.bin")
+    site.cut = None
+    download.download(moved, cache / "net.bin")
+    assert (cache / "net.bin").read_bytes() == CONTENT
+    assert site.sent[-1] == CONTENT[HALF:]
+
+
+@pytest.mark.parametrize("target", ["file:///etc/hostname", "ftp://127.0.0.1/net.bin"])
+def test_redirect_away_from_http_is_refused(site, cache, target):
+    site.status, site.headers = 302, {"Location": target}
+    with pytest.raises(OSError, match=f"HTTP status 302 .*{target}"):
+        download.download(site.url, cache / "net.bin")
+    assert not left_over(cache)
+
+
+@pytest.mark.parametrize("url", ["file:///etc/hostname", "ftp://127.0.0.1/x", "x"])
+def test_url_of_another_kind_is_refused(cache, url):
+    with pytest.raises(ValueError, match=f"url = '{url}' must begin with http"):
+        download.download(url, cache / "net.bin")
+    assert not cache.exists()
+
+
+def test_two_calls_at_once_download_once(site, net, monkeypatch):
+    lock, both, waiting = fcntl.flock, threading.Semaphore(0), []
+
+    def flock(*args):
+        both.release()
+        lock(*args)
+
+    def before_answer():
+        waiting.extend(both.acquire(timeout=10) for _ in range(2))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    site.before_answer = before_answer  # the other is then at the lock
+    with ThreadPoolExecutor() as pool:
+        paths = list(pool.map(download.fetch, ["net", "net"]))
+    assert waiting == [True, True]
+    assert len(site.asked) == 1
+    assert [path.read_bytes() for path in paths] == [CONTENT] * 2
+    assert list(paths[0].parent.iterdir()) == [paths[0]]
+
+
+def test_progress_goes_to_stderr_with_the_name(site, cache, capsys):
+    download.download(site.url, cache / "net.bin")
+    out, err = capsys.readouterr()
+    assert not out
+    assert "net.bin: 100%" in err and "76.8k/76.8k" in err

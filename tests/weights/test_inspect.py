@@ -1,0 +1,84 @@
+import numpy as np
+import pytest
+
+from fcn_jax.__main__ import main
+from fcn_jax.models.fcn import FCN
+from fcn_jax.weights import store
+from fcn_jax.weights.content import Content
+from fcn_jax.weights.inspect import describe
+
+
+@pytest.fixture(scope="module")
+def weights(reference):
+    rng = np.random.default_rng(1)
+    return reference.random_weights(rng, width=1 / 32, num_classes=3)
+
+
+@pytest.fixture
+def vgg(tmp_path, reference, weights):
+    names = (*reference.BODY, "fc8")
+    layers = {name: list(weights[name]) for name in names} | {"bn1": [np.ones(2)]}
+    return reference.write_caffemodel(tmp_path / "vgg.caffemodel", layers)
+
+
+def test_inspect_tells_what_the_file_is_and_each_layer(vgg, weights, capsys):
+    assert main(["inspect", str(vgg)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:4] == [
+        str(vgg),
+        "VGG-16 classifier, 3 classes",
+        "from Caffe .caffemodel (layers), BGR, O, I, H, W; below as RGB, H, W, I, O",
+        "subtracts the mean RGB 123.68, 116.779, 103.939",
+    ]
+    kernel = weights["conv3_1"][0]
+    statistics = kernel.min(), kernel.mean(), kernel.std(), kernel.max()
+    (row,) = (line.split() for line in lines if line.startswith("conv3_1       kernel"))
+    assert row[2:4] == ["3x3x4x8", "float32"]
+    np.testing.assert_allclose([float(x) for x in row[4:]], statistics, rtol=1e-3)
+    assert lines[-1] == "not used: bn1"
+
+
+def test_inspect_of_an_fcn_tells_its_geometry_and_scales(tmp_path):
+    model = FCN(num_classes=2, geometry="caffe", pool_scales=(0.01, 0.0001))
+    layers = {"score_fr": {"kernel": np.zeros((1, 1, 4, 2)), "bias": np.zeros(2)}}
+    content = Content(layers, (1.0, 2.0, 3.0), "a test", model=model)
+    assert describe("a", content).splitlines()[1] == (
+        "fcn8s, 2 classes, geometry caffe, width 1, pool scales 0.01 and 0.0001, "
+        "bilinear upsampling"
+    )
+
+
+def test_inspect_of_a_file_that_does_not_fit_shows_it_and_fails(
+    tmp_path, reference, weights, capsys
+):
+    layers = {name: list(weights[name]) for name in reference.BODY if name != "fc7"}
+    path = reference.write_caffemodel(tmp_path / "vgg", layers)
+    assert main(["inspect", str(path)]) == 1
+    out, err = capsys.readouterr()
+    assert "conv3_1       kernel" in out
+    assert "fc7/kernel is missing, want (1, 1, 128, 128)" in err
+
+
+def test_convert_writes_what_loads_the_same(vgg, tmp_path, capsys):
+    target = tmp_path / "new" / "vgg.safetensors"
+    assert main(["convert", str(vgg), str(target)]) == 0
+    assert f"Written: {target}, from Caffe .caffemodel" in capsys.readouterr().out
+    one, other = store.read(vgg), store.read(target)
+    assert one.mean_rgb == other.mean_rgb
+    for name, layer in one.params["body"].items():
+        for part, array in layer.items():
+            np.testing.assert_array_equal(other.params["body"][name][part], array)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (("vgg.npy", "a.safetensors"), "vgg.npy does not exist"),
+        (("vgg17", "a.safetensors"), "'vgg17' is none of the names vgg16,"),
+        (("vgg.npy", "a.npy"), "a.npy: name what is written .safetensors"),
+    ],
+)
+def test_convert_of_what_cannot_be_ends_in_one_line(arguments, problem, capsys):
+    assert main(["convert", *arguments]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert problem in line

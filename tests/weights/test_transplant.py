@@ -1,0 +1,160 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fcn_jax.models.fcn import FCN
+from fcn_jax.models.vgg import VGG16
+from fcn_jax.weights.store import Weights
+from fcn_jax.weights.transplant import transplant
+
+WIDTH, CLASSES = 1 / 32, 3
+MEAN = (120.0, 110.0, 100.0)
+SHAPE = (1, 37, 70, 3)
+
+
+def network(variant, **fields):
+    return FCN(variant=variant, num_classes=CLASSES, width=WIDTH, **fields)
+
+
+@pytest.fixture(scope="module")
+def weights(reference):
+    rng = np.random.default_rng(3)
+    return reference.random_weights(rng, width=WIDTH, num_classes=CLASSES)
+
+
+@pytest.fixture
+def trained(reference, weights):
+    """A trained network of a variant."""
+
+    def make(variant, **fields):
+        model = network(variant, mean_rgb=MEAN, **fields)
+        learned = model.learn_upsampling
+        params = {
+            "body": reference.body_params(weights),
+            "head": reference.head_params(weights, variant, learned),
+        }
+        return Weights(model, params, MEAN, "a test")
+
+    return make
+
+
+def image():
+    return np.random.default_rng(0).uniform(0, 255, SHAPE).astype(np.float32)
+
+
+def logits(model, params):
+    return np.asarray(model.apply({"params": params}, image()))
+
+
+def center(x, height, width):
+    top, left = (x.shape[1] - height) // 2, (x.shape[2] - width) // 2
+    return x[:, top : top + height, left : left + width]
+
+
+def upsampled(reference, x, factor):
+    kernel = reference.bilinear(factor)[..., None, None] * np.eye(CLASSES)
+    return reference.scatter(x, kernel, factor)
+
+
+def score(maps, head, name, pool):
+    layer = head[name]
+    return np.asarray(maps[pool]) @ layer["kernel"][0, 0] + layer["bias"]
+
+
+def test_finer_network_starts_as_the_coarser_one_in_more_steps(reference, trained):
+    coarse = trained("fcn32s")
+    model = network("fcn16s", mean_rgb=MEAN)
+    params, notes = transplant(coarse, model)
+    assert notes == ["score_pool4 is new and starts at zero"]
+    body = {"params": coarse.params["body"]}
+    maps = VGG16(width=WIDTH).apply(body, image() - np.float32(MEAN))
+    x = score(maps, coarse.params["head"], "score_fr", "fc7")
+    x = center(upsampled(reference, x, 2), *maps["pool4"].shape[1:3])
+    expected = center(upsampled(reference, x, 16), *SHAPE[1:3])
+    np.testing.assert_allclose(
+        logits(model, params), expected, rtol=0, atol=1e-4 * np.abs(expected).max()
+    )
+
+
+def test_fcn8s_starts_as_fcn16s_in_more_steps(reference, trained):
+    coarse = trained("fcn16s", pool_scales=(0.5, 1.0))
+    model = network("fcn8s", mean_rgb=MEAN, pool_scales=(0.5, 1.0))
+    params, notes = transplant(coarse, model)
+    assert notes == ["score_pool3 is new and starts at zero"]
+    body = {"params": coarse.params["body"]}
+    maps = VGG16(width=WIDTH).apply(body, image() - np.float32(MEAN))
+    head = coarse.params["head"]
+    maps["pool4"] = 0.5 * maps["pool4"]
+    fused = score(maps, head, "score_pool4", "pool4")
+    x = score(maps, head, "score_fr", "fc7")
+    fused += center(upsampled(reference, x, 2), *fused.shape[1:3])
+    x = center(upsampled(reference, fused, 2), *maps["pool3"].shape[1:3])
+    expected = center(upsampled(reference, x, 8), *SHAPE[1:3])
+    np.testing.assert_allclose(
+        logits(model, params), expected, rtol=0, atol=1e-4 * np.abs(expected).max()
+    )
+
+
+@pytest.mark.parametrize("variant", ["fcn32s", "fcn16s", "fcn8s"])
+def test_same_network_is_taken_whole(trained, variant):
+    source = trained(variant, learn_upsampling=True)
+    params, notes = transplant(source, source.model)
+    assert notes == []
+    assert jax.tree.structure(params) == jax.tree.structure(source.params)
+    jax.tree.map(np.testing.assert_array_equal, params, source.params)
+
+
+def test_other_pool_scales_give_the_same_scores(trained):
+    source = trained("fcn8s", pool_scales=(0.01, 0.0001))
+    model = network("fcn8s", mean_rgb=MEAN, pool_scales=(1.0, 0.5))
+    params, notes = transplant(source, model)
+    assert notes == []
+    expected = logits(source.model, source.params)
+    np.testing.assert_allclose(
+        logits(model, params), expected, rtol=0, atol=1e-5 * np.abs(expected).max()
+    )
+
+
+def test_vgg16_gives_its_body_alone(reference, weights):
+    body = reference.body_params(weights)
+    fc8 = reference.conv_params(*weights["fc8"])
+    source = Weights(None, {"body": {**body, "fc8": fc8}}, MEAN, "a test")
+    params, notes = transplant(source, network("fcn8s"))
+    assert (params["body"].keys(), params["head"], notes) == (body.keys(), {}, [])
+
+
+def test_other_number_of_classes_keeps_the_body_and_says_so(trained):
+    source = trained("fcn8s")
+    model = FCN(variant="fcn8s", num_classes=CLASSES + 1, width=WIDTH)
+    params, (note,) = transplant(source, model)
+    assert params == {"body": source.params["body"], "head": {}}
+    assert note.startswith("3 classes there, 4 here: the body is taken")
+
+
+def test_learned_upsampling_of_another_variant_starts_bilinear(trained):
+    source = trained("fcn32s", learn_upsampling=True)
+    model = network("fcn16s", learn_upsampling=True)
+    params, _ = transplant(source, model)
+    assert set(params["head"]) == {"score_fr", "score_pool4"}
+
+
+def test_learned_upsampling_that_is_dropped_is_named(trained):
+    params, notes = transplant(
+        trained("fcn8s", learn_upsampling=True), network("fcn8s")
+    )
+    assert "upscore8" not in params["head"]
+    assert notes == ["its learned upsampling is replaced by the bilinear one"]
+
+
+def test_other_width_is_refused_with_the_way_out(trained):
+    model = FCN(num_classes=CLASSES, width=1 / 16)
+    with pytest.raises(ValueError, match="2 filters in conv1_1, the network 4: set"):
+        transplant(trained("fcn8s"), model)
+
+
+def test_new_skip_has_the_shapes_of_the_network(trained):
+    model = network("fcn8s")
+    params, _ = transplant(trained("fcn32s"), model)
+    wanted = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros([1, 1, 1, 3]))
+    assert jax.tree.map(np.shape, params) == jax.tree.map(np.shape, wanted["params"])

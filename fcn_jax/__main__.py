@@ -125,8 +125,8 @@ def _evaluate(args: argparse.Namespace) -> int:
     )
     figures = report(confusion, names)
     print(table(figures))
-    if args.weights:
-        print(beside_published(args.weights, split, figures))
+    if published := beside_published(str(args.weights), split, figures):
+        print(published)
     write_report(
         out, figures, rows, names, ignore_label=data.ignore_label, suffix=f"_{split}"
     )
@@ -151,11 +151,14 @@ def _data_config(args: argparse.Namespace) -> Config:
 def _config(args: argparse.Namespace) -> Config:
     """The config of --config FILE --config.field=value."""
     values = flags.FlagValues()
-    config = config_flags.DEFINE_config_file("config", flag_values=values)
+    argv = ["fcn_jax", f"--config={args.config}", *args.overrides]
+    config = config_flags.DEFINE_config_file(
+        "config", flag_values=values, sys_argv=argv
+    )
     try:
-        values([sys.argv[0], f"--config={args.config}", *args.overrides])
-    except (flags.Error, AttributeError, OSError) as error:
-        raise ValueError(str(error)) from error
+        values(argv)
+    except (flags.Error, AttributeError, KeyError, OSError) as error:
+        raise ValueError(f"--config={args.config}: {error}") from error
     return config.value
 
 

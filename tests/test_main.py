@@ -12,6 +12,7 @@ from PIL import Image
 import fcn_jax
 from fcn_jax.__main__ import main
 from fcn_jax.data.sources import read_image, read_label
+from fcn_jax.evaluation.published import beside_published
 from fcn_jax.inference.predict import predict_at
 from fcn_jax.training.config import Config, Data, Model, make_model, save_config
 
@@ -167,6 +168,100 @@ def test_evaluate_of_an_unknown_split_names_its_folder(make_run, data, capsys):
     assert error.startswith("fcn_jax evaluate: ")
     assert f"{data / 'images' / 'trial'} is not a folder" in error
     assert not (run / "metrics_trial.json").exists()
+
+
+@pytest.fixture
+def weights(net, tmp_path):
+    fcn_jax.save(tmp_path / "net.safetensors", net.model, net.params)
+    return str(tmp_path / "net.safetensors")
+
+
+@pytest.fixture
+def config_file(data, tmp_path):
+    path = tmp_path / "config.py"
+    fields = f"root={str(data)!r}, num_classes=5, train_split='test'"
+    path.write_text(
+        "from fcn_jax.training.config import Config, Data\n"
+        "def get_config():\n"
+        f"    return Config(data=Data({fields}))\n"
+    )
+    return str(path)
+
+
+def test_evaluate_of_weights_on_the_data_of_a_config(
+    net, weights, config_file, data, tmp_path, capsys
+):
+    out = tmp_path / "out"
+    arguments = ["--weights", weights, "--config", config_file, "--out", str(out)]
+    arguments += ["--config.data.num_classes=4", "--split", "test"]
+    saved = ["--save-confusion", "--save-predictions"]
+    assert main(["evaluate", *arguments, *saved]) == 0
+    printed = printed_scores(capsys.readouterr().out)
+    expected = scores_by_hand(net, data, "test")
+    assert printed["mean iu"] == pytest.approx(100 * expected["mean iu"], abs=0.0051)
+
+    header, *rows = (out / "confusion_test.csv").read_text().splitlines()
+    assert header == "true \\ predicted,class 0,class 1,class 2,class 3"
+    confusion = np.array([row.split(",")[1:] for row in rows], int)
+    accuracy = np.trace(confusion) / confusion.sum()
+    assert accuracy == pytest.approx(expected["pixel accuracy"])
+    folder = out / "results" / "VOC2012" / "Segmentation" / "comp6_test_cls"
+    for i in range(3):
+        image = read_image(data / "images" / "test" / f"{i}.png")
+        labels = fcn_jax.predict(net.params, image, model=net.model)
+        np.testing.assert_array_equal(read_label(folder / f"{i}.png"), labels)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        ([], "with --weights, pass --data voc or --config FILE"),
+        (["--config", "{config}"], "the network has 4 classes, the data 5"),
+        (["--config", "{config}", "--config.data.rot=x"], "rot"),
+        (["--config", "nowhere.py"], "nowhere.py"),
+    ],
+)
+def test_evaluate_of_weights_without_fitting_data_says_so(
+    weights, config_file, capsys, arguments, problem
+):
+    arguments = [argument.format(config=config_file) for argument in arguments]
+    assert main(["evaluate", "--weights", weights, *arguments]) == 1
+    assert problem in capsys.readouterr().err
+
+
+def test_published_figures_stand_beside_those_of_a_released_network():
+    figures = {
+        "pixel_accuracy": 0.904810,
+        "mean_accuracy": 0.75,
+        "mean_iu": 0.636361,
+        "frequency_weighted_iu": None,
+    }
+    text = beside_published("fcn32s-heavy-pascal", "seg11valid", figures)
+    assert text.splitlines() == [
+        "                            here  published  difference",
+        "pixel accuracy           90.4810    90.4810     +0.0000",
+        "mean accuracy            75.0000    76.4824     -1.4824",
+        "mean IU                  63.6361    63.6261     +0.0100",
+        "frequency-weighted IU     0.0000    83.4580    -83.4580",
+    ]
+    assert beside_published("fcn32s-heavy-pascal", "val", figures) == ""
+    assert beside_published("mine.safetensors", "seg11valid", figures) == ""
+
+
+def test_check_data_finds_the_flaw_and_its_file(config_file, data, tmp_path, capsys):
+    arguments = ["check-data", "--config", config_file, "--out", str(tmp_path / "out")]
+    assert main(arguments) == 0
+    flawed = data / "labels" / "val" / "1.png"
+    Image.fromarray(np.full(SIZES[1], 77, np.uint8)).save(flawed)
+    capsys.readouterr()
+    assert main(arguments) == 1
+    assert f"{flawed}: label values 77" in capsys.readouterr().out
+
+
+def test_unknown_argument_is_refused(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["inspect", "vgg16.npy", "--fast"])
+    assert "unrecognized arguments: --fast" in capsys.readouterr().err
 
 
 COMMANDS = {"evaluate": [], "predict": ["image.png", "--out", "out"]}

@@ -232,18 +232,12 @@ def _twins(survey: Survey) -> list[str]:
 
 
 def _shared(split_a: str, a: Survey, split_b: str, b: Survey) -> list[str]:
-    by_digest = dict(zip(a.digests, a.names, strict=True))
-    names = set(a.names)
-    lines = []
-    for name, digest in zip(b.names, b.digests, strict=True):
-        if digest in by_digest:
-            twin, what = by_digest[digest], "have the same pixels"
-        elif name in names:
-            twin, what = name, "have the same name, but not the same pixels"
-        else:
-            continue
-        lines.append(f"{twin} ({split_a}) and {name} ({split_b}) {what}")
-    return lines
+    names = dict(zip(a.digests, a.names, strict=True))
+    return [
+        f"{names[digest]} ({split_a}) and {name} ({split_b}) have the same pixels"
+        for name, digest in zip(b.names, b.digests, strict=True)
+        if digest in names
+    ]
 
 
 def _sizes(sizes: Counter) -> str:

@@ -2,14 +2,19 @@
 
 from pathlib import Path
 
+import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
+from fcn_jax.parallel import global_state
 from fcn_jax.training.steps import TrainState
 
 
 class Checkpoints:
     """The latest checkpoints of a run and its best by mean IU, through Orbax.
+
+    All processes of a run make one and call the same methods at the same steps.
 
     Args:
         directory: where they lie; made at the first save.
@@ -43,16 +48,17 @@ class Checkpoints:
         """
         step = int(state.step)
         if step not in self._manager.all_steps():
-            args = ocp.args.StandardSave(state._asdict())
+            args = ocp.args.StandardSave(global_state(state)._asdict())
             self._manager.save(step, args=args, metrics=metrics)
 
     def restore(self, state: TrainState) -> TrainState:
-        """The latest checkpoint.
+        """The latest checkpoint, as numpy arrays, whatever devices it was saved from.
 
         Args:
             state: tells structure, shapes and dtypes, as `jax.eval_shape` gives them.
         """
-        args = ocp.args.StandardRestore(state._asdict())
+        arrays = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), state)
+        args = ocp.args.StandardRestore(arrays._asdict())
         return TrainState(**self._manager.restore(self.latest_step(), args=args))
 
     def close(self) -> None:

@@ -5,7 +5,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from fcn_jax.training.config import (
     Config,
@@ -13,6 +15,7 @@ from fcn_jax.training.config import (
     load_config,
     make_model,
     make_source,
+    refuse_hopeless,
     save_config,
 )
 
@@ -121,3 +124,35 @@ def test_bad_value_ends_with_one_line_before_any_work(tmp_path):
         "train.py: config.data.size = (0, 8) must be (height, width) or ()"
     )
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["fcn8s", "fcn8s_heavy", "fcn8s_atonce_heavy"])
+def test_fcn8s_straight_from_vgg16_is_refused_where_it_does_not_train(name):
+    _, config = config_of(ROOT / "configs" / f"{name}.py")
+    refuse_hopeless(config, from_vgg16=False)
+    if name != "fcn8s_heavy":
+        refuse_hopeless(config, from_vgg16=True)
+        return
+    with pytest.raises(ValueError, match="does not train straight .*pool_scales="):
+        refuse_hopeless(config, from_vgg16=True)
+
+
+def test_label_map_and_reduce_zero_label_reach_the_source(tmp_path):
+    for kind in ("images", "labels"):
+        (tmp_path / kind / "val").mkdir(parents=True)
+    values = np.array([[0, 1, 2, 3]], np.uint8)
+    Image.fromarray(values).save(tmp_path / "images" / "val" / "a.png")
+    Image.fromarray(values).save(tmp_path / "labels" / "val" / "a.png")
+    config = Config()
+    config.data.root, config.data.num_classes = str(tmp_path), 3
+    config.data.reduce_zero_label = True
+    np.testing.assert_array_equal(
+        make_source(config, "val")[0]["label"], [[255, 0, 1, 2]]
+    )
+    config.data.label_map = ((0, 2), (3, 255))
+    with pytest.raises(ValueError, match="label_map or reduce_zero_label, not both"):
+        check(config)
+    config.data.reduce_zero_label = False
+    np.testing.assert_array_equal(
+        make_source(config, "val")[0]["label"], [[2, 1, 2, 255]]
+    )

@@ -10,7 +10,7 @@ import fcn_jax
 from fcn_jax.training import config as config_module
 from fcn_jax.training import loop
 from fcn_jax.training.checkpoint import Checkpoints
-from fcn_jax.training.config import Config, Data, Model, Optim
+from fcn_jax.training.config import Config, Data, Model, Optim, make_source
 from fcn_jax.training.log import Meter, read_log
 
 pytestmark = pytest.mark.usefixtures("few_pictures")
@@ -184,6 +184,37 @@ def test_weights_of_another_width_are_refused(tmp_path):
     ):
         loop.train(config, tmp_path / "run")
     assert not (tmp_path / "run" / "config.json").exists()
+
+
+def test_finer_network_starts_from_the_run_of_the_coarser(tmp_path):
+    coarse = thin_config(steps=4)
+    coarse.model.variant, coarse.optim.learning_rate = "fcn32s", 3e-3
+    coarse_figures = loop.train(coarse, tmp_path / "coarse")
+    fine = thin_config(steps=2, init_from=str(tmp_path / "coarse"))
+    fine.model.variant = "fcn16s"
+    loop.train(fine, tmp_path / "fine")
+    log = read_log(tmp_path / "fine" / "log.jsonl")
+    assert [r["step"] for r in log if "mean_iu" in r] == [0, 2]
+    # The same scores, upsampled in two steps for one: nearly the same labels.
+    assert log[0]["mean_iu"] == pytest.approx(coarse_figures["mean_iu"], abs=0.03)
+
+
+@pytest.mark.parametrize("balance", ["median_frequency", "inverse_log"])
+def test_class_balance_is_that_of_the_training_labels(tmp_path, balance):
+    config = thin_config(steps=1, class_balance=balance)
+    loop.train(config, tmp_path)
+    source = make_source(config, "train")
+    labels = [example["label"] for example in source]
+    count = np.bincount(np.concatenate([x[x != 255] for x in labels]), minlength=5)
+    inside = [sum(x.size for x in labels if (x == c).any()) for c in range(5)]
+    if balance == "median_frequency":
+        frequency = count[count > 0] / np.array(inside)[count > 0]
+        expected = np.zeros(5)
+        expected[count > 0] = np.median(frequency) / frequency
+    else:
+        expected = 1 / np.log(1.02 + count / count.sum())
+    saved = config_module.load_config(tmp_path / "config.json")
+    assert saved.class_weights == pytest.approx(tuple(expected))
 
 
 def test_quickstart_overfits_a_few_pictures(tmp_path):

@@ -7,9 +7,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from fcn_jax.models.extent import Extents, windows, zero_outside
 from fcn_jax.models.geometry import (
     CAFFE_PAD,
     IMAGE,
+    body_extents,
     caffe_coordinates,
     crop_to,
     window,
@@ -74,7 +76,13 @@ class Head(nn.Module):
     learn_upsampling: bool
 
     @nn.compact
-    def __call__(self, maps: dict[str, jax.Array], size: tuple[int, int]) -> jax.Array:
+    def __call__(
+        self,
+        maps: dict[str, jax.Array],
+        shape: tuple[int, int],
+        size: jax.Array | None,
+        extents: Extents,
+    ) -> jax.Array:
         caffe, coordinates = self.geometry == "caffe", caffe_coordinates()
 
         def score(name: str, x: jax.Array) -> jax.Array:
@@ -91,6 +99,8 @@ class Head(nn.Module):
 
         # Where x lies over the image: known in geometry "caffe", of no use in "same".
         x, at = score("score_fr", maps["fc7"]), coordinates["fc7"]
+        extent = extents.get("fc7")
+        x = zero_outside(x, extent)
         stride = 32
         names = ("upscore2", "upscore_pool4")
         skips = zip(SKIPS[self.variant], self.pool_scales, names, strict=False)
@@ -102,12 +112,17 @@ class Head(nn.Module):
                 x += window(skip, offset, offset, x.shape[1:3])
             else:
                 x = crop_to(x, skip.shape[1:3], self.crop) + skip
+            if size is not None:
+                extent = 2 * extent + 2 if caffe else extents[pool]
+            x = zero_outside(x, extent)
             stride //= 2
         name = "upscore" if stride == 32 else f"upscore{stride}"
         x, at = upsample(x, stride, name), at.upsampled(stride)
         if caffe:
-            return window(x, at.offset(IMAGE), at.offset(IMAGE), size)
-        return crop_to(x, size, self.crop)
+            return window(x, at.offset(IMAGE), at.offset(IMAGE), shape)
+        if size is None or self.crop == "corner":
+            return crop_to(x, shape, self.crop)
+        return windows(x, (stride * extent - size) // 2, shape)
 
 
 class FCN(nn.Module):
@@ -166,17 +181,25 @@ class FCN(nn.Module):
         super().__post_init__()
 
     @nn.compact
-    def __call__(self, image: jax.Array, *, train: bool = False) -> jax.Array:
+    def __call__(
+        self, image: jax.Array, size: jax.Array | None = None, *, train: bool = False
+    ) -> jax.Array:
         """Scores every pixel.
 
         Args:
             image: [B, H, W, 3] uint8 or float, RGB in [0, 255]; any H and W from 1.
+            size: [B, 2] int32, the height and width of each image, from 1 to H and W;
+                beyond them ``image`` is filled up with anything, and the logits have no
+                meaning. Within, they are those of the image alone. Without ``size``,
+                every image has H and W.
             train: applies dropout; needs the "dropout" key.
         Returns:
             logits [B, H, W, C] float32.
         """
         x = image.astype(jnp.float32) - jnp.asarray(self.mean_rgb, jnp.float32)
+        x = zero_outside(x, size)
         caffe = self.geometry == "caffe"
+        extents = {} if size is None else body_extents(size, caffe=caffe)
         body = VGG16(
             width=self.width,
             dropout=self.dropout,
@@ -196,7 +219,8 @@ class FCN(nn.Module):
             learn_upsampling=self.learn_upsampling,
             name="head",
         )
-        return head(body(x, train=train), image.shape[1:3])
+        maps = body(x, extents, train=train)
+        return head(maps, image.shape[1:3], size, extents)
 
 
 def model_of(params: dict[str, Any], **fields: Any) -> FCN:

@@ -15,6 +15,7 @@ from typing import Literal, NamedTuple
 
 import jax
 
+from fcn_jax.models.extent import Extents
 from fcn_jax.models.upsampling import kernel_side
 from fcn_jax.models.vgg import NUM_POOLS
 
@@ -106,3 +107,20 @@ def caffe_coordinates() -> dict[str, Coordinates]:
         at = maps[f"pool{block}"] = at.convolved(2, stride=2)
     maps["fc7"] = at.convolved(7)
     return maps
+
+
+def body_extents(size: jax.Array, *, caffe: bool) -> Extents:
+    """What belongs to each image in the maps of VGG-16.
+
+    Args:
+        size: [B, 2] int32, the images' heights and widths.
+        caffe: whether in geometry "caffe".
+    Returns:
+        Of "conv1" (the convolutions before pool1), "pool1" .. "pool5" and "fc7".
+    """
+    extent = size + 2 * (CAFFE_PAD - 1) if caffe else size
+    extents = {"conv1": extent}
+    for block in range(1, NUM_POOLS + 1):
+        extent = extents[f"pool{block}"] = (extent + 1) // 2
+    extents["fc7"] = extent - 6 if caffe else extent
+    return extents

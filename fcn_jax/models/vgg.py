@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from fcn_jax.models.extent import Extents, zero_outside
+
 # Convolutions per block and their filters at width 1.
 BLOCKS = ((2, 64), (2, 128), (3, 256), (3, 512), (3, 512))
 FC_FILTERS = 4096
@@ -159,31 +161,37 @@ class VGG16(nn.Module):
     fc6_padding: str = "SAME"
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool = False) -> dict[str, jax.Array]:
+    def __call__(
+        self, x: jax.Array, extents: Extents | None = None, *, train: bool = False
+    ) -> dict[str, jax.Array]:
         """Features of a batch.
 
         Args:
             x: [B, H, W, 3] float, RGB with the mean subtracted.
+            extents: where images are smaller than the batch: of
+                `fcn_jax.models.geometry.body_extents`. Maps are zero outside.
             train: applies dropout; needs the "dropout" key.
         Returns:
             The maps that heads are built on: "pool1" .. "pool5" [B, H/2^i, W/2^i, C],
             sides rounded up, then "fc7" and, with ``num_classes``, "fc8" of pool5's
             sides. More ``pad`` makes all larger, a VALID fc6 the last two smaller.
         """
-        maps = {}
+        maps, extents = {}, extents or {}
         x = x.astype(self.dtype)
         for block, (convolutions, filters) in enumerate(BLOCKS, start=1):
             filters = scaled(filters, self.width)
+            extent = extents.get("conv1" if block == 1 else f"pool{block - 1}")
             for i in range(1, convolutions + 1):
                 name = f"conv{block}_{i}"
                 pad = self.pad if name == "conv1_1" else 1
                 padding = ((pad, pad), (pad, pad))
                 x = nn.relu(self._layer(name, filters, 3, padding)(x))
+                x = zero_outside(x, extent)
             x = maps[f"pool{block}"] = max_pool(x)  # [B, H/2, W/2, C]
         filters = scaled(FC_FILTERS, self.width)
         for name, side in (("fc6", 7), ("fc7", 1)):
             conv = self._layer(name, filters, side, self.fc6_padding, wide=True)
-            x = nn.relu(conv(x))
+            x = zero_outside(nn.relu(conv(x)), extents.get("fc7"))
             x = nn.Dropout(self.dropout, deterministic=not train)(x)
         maps["fc7"] = x
         if self.num_classes:

@@ -1,0 +1,442 @@
+"""Runs of several devices and processes, each process a Python of its own.
+
+This file is also the program that they run: see `main`.
+"""
+
+import contextlib
+import functools
+import itertools
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from fcn_jax.data.loader import prefetch_to_device, train_batches
+from fcn_jax.models.fcn import FCN
+from fcn_jax.parallel import (
+    initialize,
+    is_main,
+    make_parallel,
+    part,
+    preempted,
+    sum_over_processes,
+)
+from fcn_jax.training.checkpoint import Checkpoints
+from fcn_jax.training.steps import init_state, make_train_step
+
+BATCH, STEPS, ENDLESS = 24, 5, 10**6
+LONG = 300  # Seconds; the machine may be slow.
+TX = optax.sgd(1e-4, momentum=0.9)
+
+
+class Tiny(nn.Module):
+    """A network that compiles at once."""
+
+    @nn.compact
+    def __call__(self, image, *, train=False):
+        x = nn.relu(nn.Conv(8, (3, 3))(image.astype("float32") - 120))
+        return nn.Conv(3, (1, 1))(x)
+
+
+MODELS = {"fcn": FCN(num_classes=3, width=1 / 32, dropout=0.0), "tiny": Tiny()}
+
+
+class Voids:
+    """Noise, labelled everywhere, half, hardly or nowhere."""
+
+    def __len__(self):
+        return 40
+
+    def __getitem__(self, i):
+        rng = np.random.default_rng(i)
+        image = rng.integers(0, 256, [16, 16, 3]).astype(np.uint8)
+        label = rng.integers(0, 3, [16, 16]).astype(np.int32)
+        label.reshape(-1)[: [0, 128, 250, 256][i % 4]] = 255
+        return {"image": image, "label": label, "name": str(i)}
+
+
+def main(address, processes, process_id, timeout, jobs):
+    """The program: does its jobs as one process of some."""
+    several = int(processes) > 1
+    given = (address, int(processes), int(process_id)) if several else ()
+    initialize(*given, timeout=int(timeout))
+    assert is_main() == (process_id == "0")
+    known = (train, traffic, refuse_batch, refuse_state, count)
+    for name, *arguments in json.loads(jobs):
+        {job.__name__: job for job in known}[name](*arguments)
+
+
+def train(model, mode, out, workdir=None, save_at=0, steps=STEPS):
+    """A training loop; its first and last state go to ``out``.
+
+    Resumes from ``workdir``, if given, and saves there; stops on SIGTERM.
+    """
+    parallel, train_step = make_step(model, mode)
+    state, start = first_state(MODELS[model]), 0
+    checkpoints = Checkpoints(Path(workdir), keep=5) if workdir else None
+    if checkpoints and checkpoints.latest_step():
+        state = checkpoints.restore(state)
+        start = int(state.step)
+    write(f"{out}.first", state)
+    state = parallel.put_state(state)
+    batches = train_batches(
+        Voids(),
+        lambda example, rng: example,
+        batch_size=BATCH,
+        seed=3,
+        start_step=start,
+        shard=parallel.shard,
+    )
+    ahead = prefetch_to_device(batches, put=parallel.put_batch)
+    for step, batch in enumerate(itertools.islice(ahead, steps - start), start + 1):
+        state, metrics = train_step(state, batch, jax.random.key(7))
+        print(f"step {step} loss {float(metrics['loss'])}", flush=True)
+        stop = preempted(step)
+        if stop or step == save_at:
+            checkpoints.save(state)
+        if stop:
+            print(f"stopped at {step}")
+            break
+    if checkpoints:
+        checkpoints.close()
+    write(f"{out}.last", parallel.one_copy(state))
+
+
+def make_step(model, mode):
+    parallel = make_parallel(mode, batch_size=BATCH)
+    options = {"class_weights": (1.0, 2.0, 4.0)}
+    make = functools.partial(make_train_step, MODELS[model], TX, **options)
+    return parallel, parallel.step(make)
+
+
+def first_state(model):
+    rng = np.random.default_rng(0)
+
+    def draw(leaf):
+        deviation = np.sqrt(2 / np.prod(leaf.shape[:-1])) if leaf.ndim == 4 else 0
+        return rng.normal(0, deviation, leaf.shape).astype(np.float32)
+
+    image, key = np.zeros([1, 16, 16, 3]), jax.random.key(0)
+    params = jax.tree.map(draw, jax.eval_shape(model.init, key, image)["params"])
+    return jax.tree.map(np.asarray, init_state(params, TX))
+
+
+def write(out, state):
+    flat = {
+        name: np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(part)])
+        for name, part in state._asdict().items()
+    }
+    np.savez(f"{out}.{jax.process_index()}.npz", **flat)
+
+
+def traffic(model, mode):
+    """Prints what the devices send each other in a step."""
+    parallel, train_step = make_step(model, mode)
+    state = parallel.put_state(first_state(MODELS[model]))
+    examples = [Voids()[i] for i in range(BATCH)]
+    batch = {k: np.stack([e[k] for e in examples]) for k in ("image", "label")}
+    batch = parallel.put_batch(batch)
+    text = train_step.lower(state, batch, jax.random.key(7)).compile().as_text()
+    kinds = r"(all-reduce|all-gather|all-to-all|reduce-scatter|collective-permute)"
+    print("sent:", *set(re.findall(rf" {kinds}(?:-start)?\(", text)))
+
+
+def refuse_batch(mode, batch_size, *sides):
+    """Prints what is said to a batch that cannot be used."""
+    try:
+        parallel = make_parallel(mode, batch_size=batch_size)
+        for side in sides[jax.process_index()]:
+            parallel.put_batch({"image": np.zeros([24, side, side, 3], np.uint8)})
+    except ValueError as error:
+        print(error)
+
+
+def refuse_state():
+    """Prints what is said to processes that bring different states."""
+    try:
+        parallel = make_parallel("sharded", batch_size=BATCH)
+        parallel.put_state({"kernel": np.full(3, jax.process_index())})
+    except ValueError as error:
+        print(error)
+
+
+def count():
+    """Prints what the processes find together."""
+    found = np.array([[2**40, 1], [0, jax.process_index()]])
+    print(json.dumps(sum_over_processes(found).tolist()))
+    print(json.dumps([example["name"] for example in part(Voids())]))
+
+
+class Processes:
+    """Processes that run, and what they print."""
+
+    def __init__(self, commands, env, folder):
+        self.logs = [folder / f"{i}.txt" for i in range(len(commands))]
+        self.running = []
+        for command, log in zip(commands, self.logs, strict=True):
+            with log.open("w") as file:
+                started = subprocess.Popen(
+                    command, env=env, cwd=folder, stdout=file, stderr=file
+                )
+            self.running.append(started)
+
+    def text(self, index=0):
+        return self.logs[index].read_text()
+
+    def wait_for(self, found):
+        deadline = time.monotonic() + LONG
+        while not found():
+            assert time.monotonic() < deadline
+            for i, process in enumerate(self.running):
+                assert process.poll() is None, self.text(i)
+            time.sleep(0.02)
+
+    def end(self):
+        """Waits until all have ended well."""
+        for i, process in enumerate(self.running):
+            assert process.wait(timeout=LONG) == 0, self.text(i)
+        return self
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory):
+    """Starts the processes of a run, with a number of devices each."""
+    cache = tmp_path_factory.mktemp("cache")
+    with contextlib.ExitStack() as stack:
+
+        def start(*jobs, devices=1, processes=1, timeout=60):
+            with socket.socket() as free:
+                free.bind(("127.0.0.1", 0))
+                address = f"127.0.0.1:{free.getsockname()[1]}"
+            env = {
+                **os.environ,
+                "JAX_PLATFORMS": "cpu",
+                "JAX_COORDINATOR_BIND_ADDRESS": address,
+                "JAX_COMPILATION_CACHE_DIR": str(cache),
+                "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+                "PYTHONWARNINGS": "error",
+                # Compiles in half the time.
+                "XLA_FLAGS": "--xla_backend_optimization_level=0 "
+                f"--xla_force_host_platform_device_count={devices}",
+            }
+            commands = [
+                [sys.executable, __file__, address]
+                + [str(number) for number in (processes, i, timeout)]
+                + [json.dumps(jobs)]
+                for i in range(processes)
+            ]
+            started = Processes(commands, env, tmp_path_factory.mktemp("run"))
+            for process in started.running:
+                stack.callback(process.wait)
+                stack.callback(process.kill)
+            return started
+
+        yield start
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("states")
+
+
+@pytest.fixture(scope="module")
+def expected(start, folder):
+    """The last state of each model on one device, which all others must reach."""
+    start(*[("train", model, "none", f"{folder}/{model}") for model in MODELS]).end()
+    first, last = (
+        {model: read(folder / f"{model}.{which}") for model in MODELS}
+        for which in ("first", "last")
+    )
+    for model in MODELS:
+        assert last[model]["step"] == STEPS
+        assert np.abs(last[model]["params"] - first[model]["params"]).max() > 1e-3
+    return last
+
+
+def read(path, process=0):
+    with np.load(f"{path}.{process}.npz") as file:
+        return dict(file)
+
+
+def assert_close(state, expected):
+    assert state["step"] == expected["step"]
+    largest = np.abs(expected["opt_state"]).max()  # Sums of gradients, beyond 1.
+    for name, atol in {"params": 1e-6, "opt_state": 1e-6 * largest}.items():
+        np.testing.assert_allclose(state[name], expected[name], rtol=0, atol=atol)
+
+
+@pytest.mark.parametrize(("devices", "model"), [(4, "tiny"), (8, "fcn")])
+def test_devices_reach_the_parameters_of_one(start, folder, expected, devices, model):
+    outs = {mode: f"{folder}/{mode}{devices}" for mode in ("sharded", "pmap")}
+    jobs = [("train", model, *item) for item in outs.items()]
+    start(*jobs, devices=devices).end()
+    for out in outs.values():
+        assert_close(read(f"{out}.last"), expected[model])
+
+
+def test_devices_send_each_other_nothing_but_sums(start):
+    said = start(("traffic", "fcn", "sharded"), devices=8).end().text()
+    assert "sent: all-reduce\n" in said
+
+
+def test_batch_that_devices_cannot_share_is_refused_with_both_numbers(start):
+    said = start(("refuse_batch", "sharded", 12), devices=8).end().text()
+    assert "batch_size = 12 cannot be split evenly over 8 devices" in said
+    assert "a multiple of 8" in said
+
+
+@pytest.mark.parametrize(("processes", "devices"), [(2, 2), (3, 1)])
+def test_processes_reach_the_parameters_of_one(
+    start, folder, expected, processes, devices
+):
+    outs = {mode: f"{folder}/{mode}-{processes}" for mode in ("sharded", "pmap")}
+    jobs = [("train", "tiny", *item) for item in outs.items()]
+    start(*jobs, devices=devices, processes=processes).end()
+    for i, out in itertools.product(range(processes), outs.values()):
+        assert_close(read(f"{out}.last", i), expected["tiny"])
+
+
+def test_processes_count_together_and_refuse_what_they_cannot_share(start):
+    apart, later = [[8], [9], [8]], [[8, 8, 9]] * 3
+    run = start(
+        ("count",),
+        ("refuse_state",),
+        ("refuse_batch", "none", BATCH),
+        ("refuse_batch", "sharded", BATCH, *apart),
+        ("refuse_batch", "pmap", BATCH, *later),
+        processes=3,
+    ).end()
+    names = []
+    for i in range(3):
+        total, share, *errors = run.text(i).splitlines()[-6:]
+        assert json.loads(total) == [[3 * 2**40, 3], [0, 0 + 1 + 2]]
+        names += json.loads(share)
+        assert "do not start from the same state" in errors[0]
+        assert '"none" is for one process, and there are 3' in errors[1]
+        for error in errors[2:]:
+            assert "all images of a run must share a size" in error
+    assert sorted(names, key=int) == [str(i) for i in range(len(Voids()))]
+
+
+def test_checkpoint_moves_between_devices_modes_and_processes(start, folder, expected):
+    legs = [
+        (1, "sharded", 8, 1),
+        (2, "none", 1, 1),
+        (3, "pmap", 2, 2),
+        (STEPS, "pmap", 8, 1),
+    ]
+    before = None
+    for step, mode, devices, processes in legs:
+        out = f"{folder}/leg{step}"
+        job = ("train", "tiny", mode, out, f"{folder}/legs", step, step)
+        start(job, devices=devices, processes=processes).end()
+        if before:
+            saved, restored = read(f"{before}.last"), read(f"{out}.first")
+            for name in saved:
+                np.testing.assert_array_equal(saved[name], restored[name])
+        before = out
+    assert_close(read(f"{out}.last"), expected["tiny"])
+
+
+def test_killed_process_ends_the_others_and_a_restart_resumes(start, folder, expected):
+    runs, timeout = [], 5
+    for victim in range(2):
+        out = f"{folder}/kill{victim}"
+        job = ("train", "tiny", "sharded", out, f"{out}.workdir", 3)
+        layout = {"processes": 2, "devices": 2, "timeout": timeout}
+        runs.append(start((*job, ENDLESS), **layout))
+    for victim, run in enumerate(runs):
+        run.wait_for(Path(f"{folder}/kill{victim}.workdir/3").exists)
+        run.running[victim].kill()
+    killed = time.monotonic()
+    for victim, run in enumerate(runs):
+        assert run.running[1 - victim].wait(timeout=LONG) != 0
+    assert time.monotonic() < killed + 2 * timeout  # Twice: machines may be slow.
+    start(job, processes=2, devices=2).end()
+    assert read(f"{out}.first")["step"] == 3
+    assert_close(read(f"{out}.last"), expected["tiny"])
+
+
+def test_sigterm_to_one_process_stops_all_after_the_same_step(start, folder):
+    workdir, out = folder / "stop", f"{folder}/stop"
+    job = ("train", "tiny", "pmap", out, str(workdir), 0, ENDLESS)
+    run = start(job, processes=2, devices=2)
+    run.wait_for(lambda: "step 3" in run.text(1))
+    run.running[1].terminate()
+    run.end()
+    stops = [int(re.search(r"stopped at (\d+)", run.text(i))[1]) for i in range(2)]
+    assert stops == [read(f"{out}.last", i)["step"] for i in range(2)]
+    assert [str(stops[0])] == [path.name for path in workdir.iterdir()]
+
+
+def test_state_put_on_devices_is_a_copy_that_its_step_uses_up():
+    parallel, train_step = make_step("tiny", "sharded")
+    given = jax.tree.map(jnp.asarray, first_state(MODELS["tiny"]))
+    before = jax.tree.map(np.array, given)
+    state = parallel.put_state(given)
+    batch = {"image": np.ones([BATCH, 8, 8, 3], np.uint8)}
+    batch["label"] = np.ones([BATCH, 8, 8], np.int32)
+    train_step(state, parallel.put_batch(batch), jax.random.key(0))
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state))
+    jax.tree.map(np.testing.assert_array_equal, given, before)
+
+
+def test_unknown_mode_is_refused():
+    with pytest.raises(ValueError, match="parallel = 'fsdp' is not one of sharded, "):
+        make_parallel("fsdp", batch_size=BATCH)
+
+
+SLURM = {"SLURM_STEP_NODELIST": "n[1-2]", "SLURM_NTASKS": "2"}
+
+
+@pytest.mark.parametrize(
+    ("environment", "given", "joins"),
+    [
+        ({}, (), False),
+        ({}, (None, 1, None), False),
+        ({}, ("127.0.0.1:1", 2, None), True),
+        (SLURM, (), True),
+        (SLURM, (None, 1, None), False),
+        (SLURM | {"SLURM_NTASKS": "1"}, (), False),
+        ({"SLURM_NTASKS": "2"}, (), False),  # In a script, of which there is one.
+        ({"OMPI_COMM_WORLD_SIZE": "2"}, (), True),
+        ({"OMPI_COMM_WORLD_SIZE": "1"}, (), False),
+        ({"KUBERNETES_SERVICE_HOST": "k"}, (), False),
+        ({"KUBERNETES_SERVICE_HOST": "k", "JOB_COMPLETION_INDEX": "0"}, (), True),
+        ({"TPU_WORKER_HOSTNAMES": "localhost"}, (), False),
+        ({"TPU_WORKER_HOSTNAMES": "a,b"}, (), True),
+        ({"MEGASCALE_NUM_SLICES": "2"}, (), True),
+        ({"TPU_ML_PLATFORM": "JAX", "TPU_SKIP_MDS_QUERY": "1"}, (), False),
+    ],
+)
+def test_initialize_joins_others_where_there_are_any(
+    monkeypatch, environment, given, joins
+):
+    def join(*arguments, **options):
+        raise ValueError("coordinator_address should be defined.")
+
+    monkeypatch.setattr(jax.distributed, "initialize", join)
+    for name in list(os.environ):
+        if name.startswith(("SLURM", "OMPI", "KUBERNETES", "TPU", "MEGASCALE")):
+            monkeypatch.delenv(name)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    if not joins:
+        return initialize(*given)
+    with pytest.raises(ValueError, match="--num_processes=1 to one that shall run al"):
+        initialize(*given)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

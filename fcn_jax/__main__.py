@@ -18,7 +18,7 @@ from fcn_jax.evaluation.report import (
     write_confusion,
     write_report,
 )
-from fcn_jax.inference.predict import predict_files
+from fcn_jax.inference.files import predict_files
 from fcn_jax.training.check_data import check_data
 from fcn_jax.training.config import (
     CONFIG_FILE,

@@ -13,7 +13,7 @@ import fcn_jax
 from fcn_jax.__main__ import main
 from fcn_jax.data.sources import read_image, read_label
 from fcn_jax.evaluation.published import beside_published
-from fcn_jax.inference.predict import predict_at
+from fcn_jax.inference.buckets import predict_many
 from fcn_jax.training.config import Config, Data, Model, make_model, save_config
 
 NAMES = ("sky", "road", "car", "boat")  # The network never says "boat".
@@ -302,7 +302,7 @@ def test_predict_writes_labels_and_overlays(net, make_run, tmp_path, capsys, siz
     assert len(list(out.iterdir())) == 8
     for path in paths:
         image = read_image(path)
-        labels = predict_at(net.model, net.params, image, size=size)
+        [(_, labels)] = predict_many(net.model, net.params, [(0, image)], size=size)
         target = out / f"{path.stem}.png"
         with Image.open(target) as written:
             assert written.mode == "P"

@@ -1,19 +1,17 @@
 """A look at every image and label of a split before it is trained on."""
 
-import collections
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
 
+from fcn_jax.data.ahead import in_order
 from fcn_jax.data.labels import to_classes
 
-_AHEAD = 4  # Examples asked for ahead of time, per thread.
 _MOST_VOID = 0.9  # Share of void pixels from which an image is suspicious.
 _MOST_OVERLAPS = 10  # Lines.
 
@@ -108,7 +106,7 @@ def check_source(
 
     counts = (np.zeros(n, np.int64) for n in (num_classes,) * 3 + (3,))
     survey = Survey(*counts, images=len(source))
-    looks = _in_order(look, len(source), threads)
+    looks = in_order(look, len(source), threads=threads)
     bar = tqdm(
         looks, desc="check", total=len(source), unit="image", disable=not progress
     )
@@ -122,7 +120,7 @@ def check_source(
 
 
 def overlaps(surveys: Mapping[str, Survey]) -> list[str]:
-    """The images that two splits share, by their pixels or by their names.
+    """The images that two splits share, by their pixels.
 
     Args:
         surveys: of each split.
@@ -181,18 +179,6 @@ def _look(example: dict, num_classes: int, ignore_label: int) -> _Look:
     color_sums = image.sum(axis=0, dtype=np.int64).sum(axis=0)
     class_pixels = np.bincount(valid, minlength=num_classes)
     return _Look(name, label.shape, digest.hexdigest(), color_sums, class_pixels)
-
-
-def _in_order(work: Callable[[int], Any], n: int, threads: int) -> Iterator[Any]:
-    """The results of work(0), work(1), ..., a few of them worked on at a time."""
-    ahead: collections.deque = collections.deque()
-    with ThreadPoolExecutor(threads) as pool:
-        for i in range(n):
-            ahead.append(pool.submit(work, i))
-            if len(ahead) > _AHEAD * threads:
-                yield ahead.popleft().result()
-        while ahead:
-            yield ahead.popleft().result()
 
 
 def _add(survey: Survey, look: _Look) -> None:

@@ -64,7 +64,7 @@ class FolderSource:
             for part in (images, labels, list_file)
         )
         image_paths = _files_by_stem(
-            image_folder, _image_suffixes(), "images (data.images)"
+            image_folder, image_suffixes(), "images (data.images)"
         )
         label_paths = _files_by_stem(label_folder, {".png"}, "label PNGs (data.labels)")
         if list_file:
@@ -181,7 +181,8 @@ def _open(file: str | Path | BinaryIO) -> Image.Image:
             return Image.open(file)
 
 
-def _image_suffixes() -> set[str]:
+def image_suffixes() -> set[str]:
+    """The endings of files that Pillow reads, such as ".jpg"."""
     suffixes = Image.registered_extensions()
     return {suffix for suffix, kind in suffixes.items() if kind in Image.OPEN}
 

@@ -1,20 +1,20 @@
 """One pass over a split: every image at its full size into one confusion matrix."""
 
-import collections
-from collections.abc import Callable, Collection, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
+from fcn_jax.data.ahead import in_order
 from fcn_jax.evaluation.metrics import confusion_matrix
 
+Predict = Callable[[Iterable[tuple[int, np.ndarray]]], Iterable[tuple[int, np.ndarray]]]
 Kept = tuple[str, np.ndarray, np.ndarray, np.ndarray]
 
 
 def evaluate(
-    predict: Callable[[np.ndarray], np.ndarray],
+    predict: Predict,
     source: Any,
     *,
     num_classes: int,
@@ -26,7 +26,8 @@ def evaluate(
     """Compares the predictions for all images of a source with their labels.
 
     Args:
-        predict: takes an image [H, W, 3] uint8, gives labels [H, W].
+        predict: takes pairs of a number and an image [H, W, 3] uint8, gives pairs of
+            the number and labels [H, W], in any order.
         source: ``__len__`` and ``__getitem__`` giving examples (fcn_jax.data.sources).
         num_classes: C.
         ignore_label: label of void pixels, which do not count.
@@ -42,40 +43,35 @@ def evaluate(
             errors of the source pass through.
     """
     confusion = np.zeros((num_classes, num_classes), np.int64)
-    kept = []
+    kept, waiting = {}, {}
+
+    def images() -> Iterator[tuple[int, np.ndarray]]:
+        for i, example in enumerate(in_order(source.__getitem__, len(source))):
+            waiting[i] = example
+            yield i, example["image"]
+
     bar = tqdm(
-        _read_ahead(source),
+        predict(images()),
         desc="evaluate",
         total=len(source),
         unit="image",
         disable=not progress,
     )
-    for i, example in enumerate(bar):
+    for i, prediction in bar:
+        example = waiting.pop(i)
         image, label, name = example["image"], example["label"], example["name"]
-        prediction = np.asarray(predict(image))
+        prediction = np.asarray(prediction)
         confusion += confusion_matrix(
             label, prediction, num_classes=num_classes, ignore_label=ignore_label
         )
         if save:
             save(name, prediction)
         if i in keep:
-            kept.append((name, image, label, prediction))
-    return confusion, kept
+            kept[i] = (name, image, label, prediction)
+    return confusion, [kept[i] for i in sorted(kept)]
 
 
 def spread(n: int, k: int) -> list[int]:
     """The middles of ``k`` equal parts of ``range(n)``; all of it if it is shorter."""
     k = min(n, k)
     return [(2 * i + 1) * n // (2 * k) for i in range(k)]
-
-
-def _read_ahead(source: Any, *, threads: int = 2, depth: int = 4) -> Iterator[dict]:
-    """The examples in order, decoded while the ones before them are in use."""
-    ahead: collections.deque = collections.deque()
-    with ThreadPoolExecutor(threads) as pool:
-        for i in range(len(source)):
-            ahead.append(pool.submit(source.__getitem__, i))
-            if len(ahead) > depth:
-                yield ahead.popleft().result()
-        while ahead:
-            yield ahead.popleft().result()

@@ -12,7 +12,7 @@ import numpy as np
 from fcn_jax.evaluation.evaluate import Kept, evaluate, spread
 from fcn_jax.evaluation.metrics import iu_per_class, summarize
 from fcn_jax.files import replacing, write_json
-from fcn_jax.inference.predict import predict_at
+from fcn_jax.inference.buckets import predict_many
 from fcn_jax.models.fcn import FCN
 from fcn_jax.visualize import results_figure
 
@@ -49,7 +49,7 @@ def judge(
         The confusion matrix, for `report`, and the examples that `evaluate` kept.
     """
     return evaluate(
-        functools.partial(predict_at, model, params, size=size),
+        functools.partial(predict_many, model, params, size=size),
         source,
         num_classes=len(class_names),
         ignore_label=ignore_label,

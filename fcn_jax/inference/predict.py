@@ -1,20 +1,14 @@
-"""From images to scores and labels, for arrays and for files."""
+"""From images to scores and labels."""
 
-import functools
 import warnings
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tqdm import tqdm
 
-from fcn_jax.data.sources import read_image
-from fcn_jax.data.transforms import resize_image
+from fcn_jax.inference.buckets import bucket, fill_up, labels_of, scores_of
 from fcn_jax.models.fcn import FCN, model_of
-from fcn_jax.visualize import overlay, save_image, save_label_png
 
 Array = np.ndarray | jax.Array
 
@@ -42,91 +36,36 @@ def apply(
         logits = apply(params, np.asarray(Image.open("cat.jpg").convert("RGB")))
     """
     batch, single = as_batch(image)
-    logits = _logits(model or model_of(params), params, batch)
+    logits = scores_of(model or model_of(params), params, batch)
     return logits[0] if single else logits
 
 
-def predict(
-    params: dict[str, Any], image: Array, *, model: FCN | None = None
-) -> jax.Array:
+def predict(params: dict[str, Any], image: Array, *, model: FCN | None = None) -> Array:
     """The class of every pixel: the one of the highest score in `apply`.
+
+    Compiled once for each bucket of sizes (fcn_jax.inference.buckets), not for each
+    size; works inside jax.jit, too.
 
     Args:
         params: of the model.
         image: [H, W, 3] or [B, H, W, 3] uint8 or float, RGB in [0, 255].
         model: as for `apply`.
     Returns:
-        labels [H, W] or [B, H, W] int32 in [0, C).
+        labels [H, W] or [B, H, W] int32 in [0, C), numpy unless inside jax.jit.
     Raises:
         ValueError: as `apply` does.
     """
     batch, single = as_batch(image)
-    labels = _labels(model or model_of(params), params, batch)
+    model = model or model_of(params)
+    height, width = batch.shape[1:3]
+    if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves((params, batch))):
+        labels = jnp.argmax(scores_of(model, params, batch), axis=-1).astype(jnp.int32)
+    else:
+        shape = bucket((height, width))
+        batch, size = fill_up(list(np.asarray(batch)), shape, len(batch))
+        labels = np.asarray(labels_of(model, params, batch, size))
+    labels = labels[:, :height, :width]
     return labels[0] if single else labels
-
-
-def predict_at(
-    model: FCN,
-    params: dict[str, Any],
-    image: np.ndarray,
-    *,
-    size: tuple[int, int] | tuple[()] = (),
-) -> np.ndarray:
-    """The class of every pixel of one image, which the network may see at another size.
-
-    Args:
-        model: the network.
-        params: of the model.
-        image: [H, W, 3] uint8, RGB.
-        size: (h, w) to resize the image to as in training, whose scores are resized
-            bilinearly to the image; () leaves the image as it is.
-    Returns:
-        labels [H, W] int32 in [0, C).
-    Raises:
-        ValueError: if a side of ``size`` is below 1.
-    """
-    if not size:
-        return np.asarray(predict(params, image, model=model))
-    logits = _logits(model, params, resize_image(image, size)[None])
-    return np.asarray(_labels_at(logits, image.shape[:2])[0])
-
-
-def predict_files(
-    model: FCN,
-    params: dict[str, Any],
-    paths: Sequence[str | Path],
-    out: str | Path,
-    *,
-    size: tuple[int, int] | tuple[()] = (),
-) -> list[tuple[Path, str]]:
-    """Writes NAME.png, an index PNG, and NAME_overlay.png for each image NAME.*.
-
-    Args:
-        model: the network.
-        params: of the model.
-        paths: image files of any format that Pillow reads.
-        out: folder of the results, made if missing.
-        size: as for `predict_at`.
-    Returns:
-        (path, error) of each image that could not be read and was left out.
-    Raises:
-        ValueError: before anything is written, if two images would share a result or
-            a result would replace an image.
-    """
-    targets = _targets([Path(path) for path in paths], Path(out))
-    unread = []
-    for path, (label_path, overlay_path) in tqdm(
-        targets.items(), desc="predict", unit="image"
-    ):
-        try:
-            image = read_image(path)
-        except ValueError as error:
-            unread.append((path, str(error)))
-            continue
-        labels = predict_at(model, params, image, size=size)
-        save_label_png(label_path, labels)
-        save_image(overlay_path, overlay(image, labels))
-    return unread
 
 
 def as_batch(image: Array) -> tuple[Array, bool]:
@@ -187,39 +126,3 @@ def _warn_of_range(image: Array) -> None:
             "in [0, 255] and subtracts the mean itself: pass the image as it was read",
             stacklevel=4,
         )
-
-
-def _targets(paths: list[Path], out: Path) -> dict[Path, tuple[Path, Path]]:
-    """Where the results of each image go."""
-    taken = {path.resolve(): path for path in paths}
-    targets = {}
-    for path in dict.fromkeys(paths):
-        targets[path] = out / f"{path.stem}.png", out / f"{path.stem}_overlay.png"
-        for target in targets[path]:
-            if target.resolve() in taken:
-                raise ValueError(
-                    f"{target}, a result of {path}, would replace "
-                    f"{taken[target.resolve()]} or a result of it: rename one of the "
-                    "images, or choose another folder for the results"
-                )
-            taken[target.resolve()] = path
-    return targets
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _logits(model: FCN, params: dict[str, Any], batch: Array) -> jax.Array:
-    return model.apply({"params": params}, batch)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _labels(model: FCN, params: dict[str, Any], batch: Array) -> jax.Array:
-    # In one program with the network, so that only labels leave the device.
-    return _labels_at(_logits(model, params, batch), batch.shape[1:3])
-
-
-# A program of its own: a new image size does not compile the network again.
-@functools.partial(jax.jit, static_argnums=1)
-def _labels_at(logits: jax.Array, size: tuple[int, int]) -> jax.Array:
-    shape = (logits.shape[0], *size, logits.shape[-1])
-    logits = jax.image.resize(logits, shape, "bilinear")
-    return jnp.argmax(logits, axis=-1).astype(jnp.int32)

@@ -132,7 +132,8 @@ def max_pool(x: jax.Array) -> jax.Array:
     Returns:
         [B, (H + 1) // 2, (W + 1) // 2, C].
     """
-    pads = ((0, 0), (0, x.shape[1] % 2), (0, x.shape[2] % 2), (0, 0))
+    h, w = (2 * ((side + 1) // 2) for side in x.shape[1:3])
+    pads = ((0, 0), (0, h - x.shape[1]), (0, w - x.shape[2]), (0, 0))
     x = jnp.pad(x, pads, constant_values=-jnp.inf)
     top = jnp.maximum(x[:, ::2, ::2], x[:, ::2, 1::2])
     bottom = jnp.maximum(x[:, 1::2, ::2], x[:, 1::2, 1::2])

@@ -31,12 +31,23 @@ def red_third(image):
     return image[..., 0] // 86
 
 
+def each(predict):
+    """For `evaluate`: one image after the other, some pairs in another order."""
+
+    def predict_all(images):
+        pairs = [(i, predict(image)) for i, image in images]
+        yield from pairs[::2]
+        yield from pairs[1::2]
+
+    return predict_all
+
+
 def test_confusion_is_that_of_all_pixels_together():
     source = Source(11)
     examples = [source[i] for i in range(11)]
     labels = np.concatenate([example["label"].ravel() for example in examples])
     images = np.concatenate([example["image"].reshape(-1, 3) for example in examples])
-    confusion, kept = evaluate(red_third, source, **OPTIONS)
+    confusion, kept = evaluate(each(red_third), source, **OPTIONS)
     expected = confusion_matrix(
         labels, red_third(images), num_classes=3, ignore_label=VOID
     )
@@ -51,12 +62,12 @@ def test_images_arrive_in_order_at_full_size():
         seen.append(image.shape)
         return np.zeros(image.shape[:2], int)
 
-    evaluate(predict, Source(9), **OPTIONS)
+    evaluate(each(predict), Source(9), **OPTIONS)
     assert seen == [(1 + i, 1 + i % 3, 3) for i in range(9)]
 
 
 def test_kept_examples_come_with_their_predictions():
-    _, kept = evaluate(red_third, Source(8), keep=[6, 2], **OPTIONS)
+    _, kept = evaluate(each(red_third), Source(8), keep=[6, 2], **OPTIONS)
     assert [name for name, *_ in kept] == ["2", "6"]
     for name, image, label, prediction in kept:
         example = Source(8)[int(name)]
@@ -68,23 +79,23 @@ def test_kept_examples_come_with_their_predictions():
 def test_error_of_the_source_passes_through_and_ends_the_reading():
     source = Source(100, broken=[5])
     with pytest.raises(ValueError, match="5.png: cannot be read"):
-        evaluate(red_third, source, **OPTIONS)
+        evaluate(each(red_third), source, **OPTIONS)
     assert max(source.read) < 12
 
 
 def test_prediction_of_other_size_is_refused():
     with pytest.raises(ValueError, match="must have one shape"):
-        evaluate(lambda image: image[:0, :, 0], Source(1), **OPTIONS)
+        evaluate(each(lambda image: image[:0, :, 0]), Source(1), **OPTIONS)
 
 
 def test_empty_source_gives_an_empty_confusion():
-    confusion, kept = evaluate(red_third, Source(0), **OPTIONS)
+    confusion, kept = evaluate(each(red_third), Source(0), **OPTIONS)
     np.testing.assert_array_equal(confusion, np.zeros((3, 3)))
     assert kept == []
 
 
 def test_progress_bar_counts_images(capsys):
-    evaluate(red_third, Source(3), **OPTIONS | {"progress": True})
+    evaluate(each(red_third), Source(3), **OPTIONS | {"progress": True})
     assert "3/3" in capsys.readouterr().err
 
 

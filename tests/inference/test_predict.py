@@ -4,16 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fcn_jax.data.sources import read_image, read_label
-from fcn_jax.inference.predict import (
-    apply,
-    as_batch,
-    predict,
-    predict_at,
-    predict_files,
-)
+from fcn_jax.inference.predict import apply, as_batch, predict
 from fcn_jax.models.fcn import FCN
-from fcn_jax.visualize import colormap, overlay
 
 MODEL = FCN(variant="fcn32s", num_classes=5, width=1 / 16)
 SIZE = (20, 33)
@@ -36,11 +28,6 @@ def params():
 def picture(height=SIZE[0], width=SIZE[1], seed=0):
     shape = (height, width, 3)
     return np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
-
-
-def save(path, image):
-    Image.fromarray(image).save(path)
-    return path
 
 
 def test_apply_equals_the_model(params):
@@ -97,71 +84,6 @@ def test_apply_has_gradients_in_params_and_image(params):
     bias = grads[0]["head"]["score_fr"]["bias"]
     assert bias.shape == (5,) and (np.asarray(bias) > 0).all()
     assert grads[1].shape == (*SIZE, 3) and np.isfinite(grads[1]).all()
-
-
-def test_predict_at_resizes_the_image_and_then_the_scores(params):
-    image = picture(40, 50)
-    labels = predict_at(MODEL, params, image, size=SIZE)
-    small = Image.fromarray(image).resize(SIZE[::-1], Image.Resampling.BILINEAR)
-    scores = np.asarray(apply(params, np.asarray(small)))
-    # Pillow resizes float maps, one class at a time.
-    large = [
-        Image.fromarray(scores[..., i]).resize((50, 40), Image.Resampling.BILINEAR)
-        for i in range(5)
-    ]
-    assert isinstance(labels, np.ndarray) and labels.dtype == np.int32
-    assert (labels == np.argmax(large, axis=0)).mean() > 0.999
-
-
-def test_predict_at_leaves_the_size_without_one(params):
-    labels = predict_at(MODEL, params, picture())
-    assert isinstance(labels, np.ndarray) and labels.dtype == np.int32
-    np.testing.assert_array_equal(labels, predict(params, picture()))
-
-
-def test_predict_files_writes_labels_and_overlays(params, tmp_path):
-    paths = [save(tmp_path / "a.png", picture()), save(tmp_path / "b.bmp", picture())]
-    out = tmp_path / "new" / "out"
-    assert predict_files(MODEL, params, [*paths, paths[0]], out) == []
-    names = ["a.png", "a_overlay.png", "b.png", "b_overlay.png"]
-    assert sorted(path.name for path in out.iterdir()) == names
-    labels = np.asarray(predict(params, picture()))
-    np.testing.assert_array_equal(read_label(out / "a.png"), labels)
-    np.testing.assert_array_equal(read_image(out / "a.png"), colormap()[labels])
-    np.testing.assert_array_equal(
-        read_image(out / "b_overlay.png"), overlay(picture(), labels)
-    )
-
-
-def test_unreadable_files_are_left_out_and_listed(params, tmp_path):
-    bad = tmp_path / "bad.jpg"
-    bad.write_text("<html>not found</html>")
-    good = save(tmp_path / "good.bmp", picture())
-    [(path, error)] = predict_files(
-        MODEL, params, [bad, good], tmp_path / "out", size=SIZE
-    )
-    assert path == bad and "bad.jpg: cannot be read as an image" in error
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
-        "good.png",
-        "good_overlay.png",
-    ]
-
-
-@pytest.mark.parametrize(
-    "first, second", [("x/a.jpg", "y/a.png"), ("a.jpg", "a_overlay.jpg")]
-)
-def test_images_that_share_a_result_are_refused(params, tmp_path, first, second):
-    paths = [tmp_path / first, tmp_path / second]
-    with pytest.raises(ValueError, match=f"{second}, would replace .*{first}"):
-        predict_files(MODEL, params, paths, tmp_path / "out")
-    assert not (tmp_path / "out").exists()
-
-
-def test_results_never_replace_an_image(params, tmp_path):
-    path = save(tmp_path / "a.png", picture())
-    with pytest.raises(ValueError, match="a.png, would replace .*another folder"):
-        predict_files(MODEL, params, [path], tmp_path)
-    np.testing.assert_array_equal(read_image(path), picture())
 
 
 def test_batch_of_an_image_says_that_it_was_single():

@@ -1,0 +1,250 @@
+"""A network and its weights as one file, which runs without the code that made it.
+
+The file is a NumPy ``.npz``, whatever its name: "program", what `jax.export`
+serialises, its batch, height and width left open; the parameters it takes, float32,
+under their paths such as "body/conv1_1/kernel"; and "metadata", JSON. As constants of
+the program, the weights of a full network would be copied into what JAX compiles for
+each new size of image.
+"""
+
+import contextlib
+import dataclasses
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jax import export as jax_export
+
+from fcn_jax.files import replacing
+from fcn_jax.inference.predict import Array, apply, as_batch
+from fcn_jax.models.fcn import FCN
+from fcn_jax.models.geometry import body_extents
+from fcn_jax.weights.network import shapes_of
+
+OUTPUTS = ("labels", "logits")
+
+_FORMAT = "fcn_jax export"
+_VERSION = 1
+# Batch, height and width of the images that an artefact is checked with.
+_CHECKS = ((1, 1, 1), (1, 37, 50), (2, 64, 64))
+_TOLERANCE = 1e-4  # of the largest logit
+
+
+@dataclasses.dataclass(frozen=True)
+class Artefact:
+    """A network read from its file, to call on images.
+
+    Compiled once for each image size.
+
+    Attributes:
+        output: "labels" or "logits".
+        class_names: one for each class, or none.
+    """
+
+    output: str
+    class_names: tuple[str, ...]
+    _call: Callable[[Array], jax.Array]
+
+    def __call__(self, image: Array) -> np.ndarray:
+        """Runs the network.
+
+        Args:
+            image: [H, W, 3] or [B, H, W, 3] uint8, RGB.
+        Returns:
+            labels [H, W] or [B, H, W] int32; or logits [H, W, C] or [B, H, W, C]
+            float32.
+        Raises:
+            ValueError: if ``image`` is not such an array, or if there is no device of
+                the platforms that the network was exported for.
+        """
+        dtype = getattr(image, "dtype", np.uint8)
+        if dtype != np.uint8:
+            raise ValueError(f"image must be uint8, RGB in [0, 255], got {dtype}")
+        batch, single = as_batch(image)
+        result = np.asarray(self._call(batch))
+        return result[0] if single else result
+
+
+def export(
+    path: str | Path,
+    model: FCN,
+    params: Mapping[str, Any],
+    *,
+    output: str = "labels",
+    platforms: Sequence[str] = ("cpu", "cuda"),
+    class_names: Sequence[str] = (),
+) -> None:
+    """Writes a network as a file that JAX runs without this package.
+
+    The file is read again and compared with the network at three sizes of image,
+    before it appears under its name. Missing parent directories are made.
+
+    Args:
+        path: the file to write.
+        model: the network; its ``dtype`` is not kept, the file computes in float32.
+        params: its parameters; arrays that the network does not use are left out.
+        output: "labels", the class of every pixel, or "logits".
+        platforms: that the file is to run on, as `jax.export` names them. The
+            comparison runs on the first that this machine has.
+        class_names: one for each class, or none.
+    Raises:
+        ValueError: if ``output`` is unknown, if ``params`` do not fit ``model``, if
+            ``class_names`` are not one for each class, if this machine has none of
+            ``platforms``, or if the file does not compute what the network does.
+    """
+    if output not in OUTPUTS:
+        raise ValueError(f"output = {output!r} is not one of {', '.join(OUTPUTS)}")
+    if class_names and len(class_names) != model.num_classes:
+        raise ValueError(
+            f"class_names has {len(class_names)} names for {model.num_classes} "
+            "classes; pass one for each class, or none"
+        )
+    model = model.clone(dtype=jnp.float32)
+    arrays, device = _arrays(model, params), _device(platforms)
+    metadata = {
+        "format": _FORMAT,
+        "version": _VERSION,
+        "output": output,
+        "class_names": list(class_names),
+        "jax": jax.__version__,
+    }
+    program = _program(model, arrays, output, platforms)
+    content = {
+        "metadata": np.array(json.dumps(metadata)),
+        "program": np.frombuffer(program, np.uint8),
+    }
+    with replacing(path) as unfinished:
+        with open(unfinished, "wb") as file:  # np.savez would add an ending to a name
+            np.savez(file, **content, **arrays)
+        with jax.default_device(device):
+            _check(load(unfinished), model, arrays)
+
+
+def load(path: str | Path) -> Artefact:
+    """Reads a file of `export`.
+
+    It holds a program, so take it from whom you trust; a pickle is never run.
+
+    Args:
+        path: the file.
+    Returns:
+        A function of images, on the default device.
+    Raises:
+        ValueError: if the file is none of `export`, damaged, or of another version.
+        OSError: if there is no such file.
+
+    Example::
+
+        labels = load("fcn.npz")(np.asarray(Image.open("cat.jpg").convert("RGB")))
+    """
+    with open(path, "rb") as file:
+        try:
+            metadata, program, arrays = _read(file)
+        except Exception as error:  # Garbled bytes end in errors of every kind.
+            raise ValueError(
+                f"{path} cannot be read as a file of fcn_jax.export (this is JAX "
+                f"{jax.__version__}): {error or repr(error)}"
+            ) from error
+    output, names = metadata["output"], tuple(metadata["class_names"])
+    weights, call = jax.device_put(arrays), jax.jit(program.call)
+    return Artefact(output, names, lambda batch: call(weights, batch))
+
+
+def _arrays(model: FCN, params: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """The parameters of a model by their path, float32."""
+    given, shapes = flatten_dict(params, sep="/"), shapes_of(model)
+    arrays = {k: np.asarray(given[k], np.float32) for k in shapes if k in given}
+    unfit = [
+        name
+        for name, shape in shapes.items()
+        if name not in arrays
+        or arrays[name].shape != shape
+        or not np.isfinite(arrays[name]).all()
+    ]
+    if unfit:
+        raise ValueError(
+            "params do not fit the network; missing, of another shape or not finite: "
+            + ", ".join(unfit)
+        )
+    return arrays
+
+
+def _device(platforms: Sequence[str]) -> jax.Device:
+    """A device of the first platform that this machine has."""
+    for platform in platforms:
+        with contextlib.suppress(RuntimeError):
+            return jax.devices(platform)[0]
+    raise ValueError(
+        f"platforms = {tuple(platforms)}: this machine has none of them to check the "
+        f"file on, only {jax.default_backend()}; add that"
+    )
+
+
+def _program(
+    model: FCN, arrays: dict[str, np.ndarray], output: str, platforms: Sequence[str]
+) -> bytearray:
+    """Traces and serialises ``(arrays, image) -> labels or logits``."""
+
+    def run(arrays: dict[str, jax.Array], image: jax.Array) -> jax.Array:
+        params = unflatten_dict(arrays, sep="/")
+        logits = model.apply({"params": params}, image)
+        if output == "logits":
+            return logits
+        return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+
+    image = jax.ShapeDtypeStruct(_any_image(model.geometry == "caffe"), jnp.uint8)
+    exported = jax_export.export(jax.jit(run), platforms=platforms)
+    return exported(jax.eval_shape(lambda: arrays), image).serialize()
+
+
+def _any_image(caffe: bool) -> tuple:
+    """The shape of images with symbols for batch, height and width."""
+    b, h, w = jax_export.symbolic_shape("b, h, w")
+    rows, cols = (body_extents(side, caffe=caffe)["fc7"] for side in (h, w))
+    # What JAX cannot tell by itself of an unpadded fc6: that its map is not empty.
+    known = f"{b * rows * cols} >= 1"
+    return jax_export.symbolic_shape("b, h, w, 3", constraints=[known])
+
+
+def _check(artefact: Artefact, model: FCN, arrays: dict[str, np.ndarray]) -> None:
+    """Compares a file, read again, with the network.
+
+    Labels may differ where two logits are as good as equal.
+    """
+    params, rng = unflatten_dict(arrays, sep="/"), np.random.default_rng(0)
+    for shape in _CHECKS:
+        image = rng.integers(0, 256, (*shape, 3), np.uint8)
+        logits, found = np.asarray(apply(params, image, model=model)), artefact(image)
+        if artefact.output == "logits":
+            error = np.abs(found - logits)
+        else:
+            chosen = np.take_along_axis(logits, found[..., None], axis=-1)
+            error = logits.max(axis=-1, keepdims=True) - chosen
+        error, most = error.max(), _TOLERANCE * np.abs(logits).max()
+        if not error <= most:
+            raise ValueError(
+                f"exported, the network computes something else: its logits differ by "
+                f"{error:.3g} at images {list(shape)}, where {most:.3g} is rounding"
+            )
+
+
+def _read(file: BinaryIO) -> tuple[dict, jax_export.Exported, dict[str, np.ndarray]]:
+    """Metadata, program and parameters of a file."""
+    with np.load(file, allow_pickle=False) as content:
+        arrays = {name: content[name] for name in content.files}
+    metadata = json.loads(arrays.pop("metadata").item())
+    found = metadata["format"], metadata["version"]
+    if found != (_FORMAT, _VERSION):
+        raise ValueError(
+            f"it says {found} where {(_FORMAT, _VERSION)} is expected; install the "
+            "fcn_jax that wrote it"
+        )
+    program = jax_export.deserialize(bytearray(arrays.pop("program")))
+    if program.in_tree != jax.tree.structure(((arrays, 0), {})):
+        raise ValueError("its program takes other parameters than it holds")
+    return metadata, program, arrays

@@ -1,0 +1,148 @@
+"""Image files in, label files out."""
+
+import functools
+import glob
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from fcn_jax.data.ahead import in_order
+from fcn_jax.data.sources import image_suffixes, read_image
+from fcn_jax.files import replacing
+from fcn_jax.inference.buckets import predict_many
+from fcn_jax.inference.scales import predict_scales
+from fcn_jax.models.fcn import FCN
+from fcn_jax.visualize import overlay, save_image, save_label_png
+
+
+def find_images(paths: Sequence[str | Path]) -> dict[Path, Path]:
+    """The images that files, folders and patterns stand for.
+
+    Args:
+        paths: files, folders (all images in them and below), or patterns such as
+            "photos/**/*.jpg".
+    Returns:
+        {image: the name of its result, less suffix, relative to the folder of results}:
+        the path below a folder, or a file's own name.
+    Raises:
+        ValueError: if a folder or a pattern holds no image.
+    """
+    found: dict[Path, Path] = {}
+    for given in paths:
+        path = Path(given)
+        if path.is_dir():
+            below = sorted(p for p in path.rglob("*") if _is_image(p))
+            if not below:
+                raise ValueError(f"{path} holds no image")
+            found |= {p: p.relative_to(path).with_suffix("") for p in below}
+        elif path.exists() or not glob.has_magic(str(given)):
+            found[path] = Path(path.stem)
+        else:
+            matches = sorted(Path(p) for p in glob.glob(str(given), recursive=True))
+            if not any(map(_is_image, matches)):
+                raise ValueError(f"no image matches {given}")
+            found |= {p: Path(p.stem) for p in matches if _is_image(p)}
+    return found
+
+
+def predict_files(
+    model: FCN,
+    params: dict[str, Any],
+    paths: Sequence[str | Path],
+    out: str | Path,
+    *,
+    size: tuple[int, int] | tuple[()] = (),
+    batch_size: int = 0,
+    scales: Sequence[float] = (1.0,),
+    flip: bool = False,
+    probabilities: bool = False,
+) -> list[tuple[Path, str]]:
+    """Writes NAME.png, an index PNG, and NAME_overlay.png for each image NAME.*.
+
+    Args:
+        model: the network.
+        params: of the model.
+        paths: as `find_images` has them; the folders below a folder are kept.
+        out: folder of the results, made if missing.
+        size: as for `fcn_jax.inference.predict.predict_at`.
+        batch_size: as for `predict_many`.
+        scales, flip: as for `predict_scales`.
+        probabilities: whether to write NAME.npz as well, with "probabilities"
+            [H, W, C] float16.
+    Returns:
+        (path, error) of each image that could not be read and was left out.
+    Raises:
+        ValueError: before anything is written, if two images would share a result or
+            a result would replace an image.
+    """
+    targets = _targets(find_images(paths), Path(out), probabilities)
+    unread: list[tuple[Path, str]] = []
+    bar = tqdm(desc="predict", unit="image", total=len(targets))
+    images = _read(list(targets), unread, bar)
+    several = probabilities or flip or tuple(scales) != (1.0,)
+    if several:
+        run = functools.partial(predict_scales, scales=scales, flip=flip)
+    else:
+        run = functools.partial(predict_many, batch_size=batch_size)
+    with bar:
+        for (path, image), result in run(model, params, images, size=size):
+            labels = result.argmax(-1) if several else result
+            label_path, overlay_path, *npz = targets[path]
+            save_label_png(label_path, labels)
+            save_image(overlay_path, overlay(image, labels))
+            for target in npz:
+                _save_probabilities(target, result)
+            bar.update()
+    return unread
+
+
+def _is_image(path: Path) -> bool:
+    hidden = path.name.startswith(".")
+    return not hidden and path.suffix.lower() in image_suffixes() and path.is_file()
+
+
+def _read(
+    paths: Sequence[Path], unread: list[tuple[Path, str]], bar: tqdm
+) -> Iterator[tuple[tuple[Path, np.ndarray], np.ndarray]]:
+    """The images, read ahead, as keys (path, image); the others go to ``unread``."""
+
+    def read(i: int) -> np.ndarray | str:
+        try:
+            return read_image(paths[i])
+        except ValueError as error:
+            return str(error)
+
+    for path, image in zip(paths, in_order(read, len(paths)), strict=True):
+        if isinstance(image, str):
+            unread.append((path, image))
+            bar.update()
+        else:
+            yield (path, image), image
+
+
+def _targets(
+    images: dict[Path, Path], out: Path, probabilities: bool
+) -> dict[Path, list[Path]]:
+    """Where the results of each image go."""
+    taken = {path.resolve(): path for path in images}
+    endings = [".png", "_overlay.png", *([".npz"] if probabilities else [])]
+    targets: dict[Path, list[Path]] = {}
+    for path, name in images.items():
+        targets[path] = [out / f"{name}{ending}" for ending in endings]
+        for target in targets[path]:
+            if target.resolve() in taken:
+                raise ValueError(
+                    f"{target}, a result of {path}, would replace "
+                    f"{taken[target.resolve()]} or a result of it: rename one of the "
+                    "images, or choose another folder for the results"
+                )
+            taken[target.resolve()] = path
+    return targets
+
+
+def _save_probabilities(path: Path, probabilities: np.ndarray) -> None:
+    with replacing(path) as unfinished, open(unfinished, "wb") as file:
+        np.savez_compressed(file, probabilities=probabilities.astype(np.float16))

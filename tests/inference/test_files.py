@@ -1,0 +1,136 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from fcn_jax.data.sources import read_image, read_label
+from fcn_jax.inference.files import find_images, predict_files
+from fcn_jax.inference.predict import apply, predict
+from fcn_jax.models.fcn import FCN
+from fcn_jax.visualize import colormap, overlay
+
+MODEL = FCN(variant="fcn32s", num_classes=5, width=1 / 16)
+SIZE = (20, 33)
+
+
+@pytest.fixture(scope="module")
+def params():
+    """Random, of a scale that keeps every layer alive."""
+    rng = np.random.default_rng(0)
+    image = jnp.zeros((1, *SIZE, 3))
+    shapes = jax.eval_shape(MODEL.init, jax.random.key(0), image)["params"]
+    return jax.tree.map(
+        lambda leaf: rng.normal(
+            0, (2 / np.prod(leaf.shape[:-1])) ** 0.5, leaf.shape
+        ).astype(np.float32),
+        shapes,
+    )
+
+
+def picture(height=SIZE[0], width=SIZE[1], seed=0):
+    shape = (height, width, 3)
+    return np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
+
+
+def save(path, image):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(image).save(path)
+    return path
+
+
+def test_predict_files_writes_labels_and_overlays(params, tmp_path):
+    paths = [save(tmp_path / "a.png", picture()), save(tmp_path / "b.bmp", picture())]
+    out = tmp_path / "new" / "out"
+    assert predict_files(MODEL, params, [*paths, paths[0]], out) == []
+    names = ["a.png", "a_overlay.png", "b.png", "b_overlay.png"]
+    assert sorted(path.name for path in out.iterdir()) == names
+    labels = np.asarray(predict(params, picture()))
+    np.testing.assert_array_equal(read_label(out / "a.png"), labels)
+    np.testing.assert_array_equal(read_image(out / "a.png"), colormap()[labels])
+    np.testing.assert_array_equal(
+        read_image(out / "b_overlay.png"), overlay(picture(), labels)
+    )
+
+
+def test_folder_keeps_its_structure(params, tmp_path):
+    save(tmp_path / "in" / "a.png", picture())
+    save(tmp_path / "in" / "deep" / "er" / "a.jpg", picture(40, 17))
+    save(tmp_path / "in" / ".hidden.png", picture())
+    (tmp_path / "in" / "notes.txt").write_text("no image")
+    assert predict_files(MODEL, params, [tmp_path / "in"], tmp_path / "out") == []
+    written = {
+        p.relative_to(tmp_path / "out").as_posix()
+        for p in tmp_path.glob("out/**/*.png")
+    }
+    assert written == {
+        "a.png",
+        "a_overlay.png",
+        "deep/er/a.png",
+        "deep/er/a_overlay.png",
+    }
+    image = read_image(tmp_path / "in" / "deep" / "er" / "a.jpg")
+    np.testing.assert_array_equal(
+        read_label(tmp_path / "out" / "deep" / "er" / "a.png"), predict(params, image)
+    )
+
+
+def test_pattern_stands_for_the_images_that_match(tmp_path):
+    paths = [
+        save(tmp_path / name, picture()) for name in ("a1.png", "b/a2.png", "c.png")
+    ]
+    found = find_images([str(tmp_path / "**" / "a*.png")])
+    assert sorted(found) == sorted(paths[:2])
+    with pytest.raises(ValueError, match="no image matches"):
+        find_images([str(tmp_path / "z*.png")])
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="empty holds no image"):
+        find_images([tmp_path / "empty"])
+
+
+def test_name_with_brackets_that_exists_is_a_file(tmp_path):
+    path = save(tmp_path / "a[1].png", picture())
+    assert list(find_images([str(path)])) == [path]
+
+
+def test_probabilities_are_the_softmax_of_the_scores(params, tmp_path):
+    path = save(tmp_path / "a.png", picture())
+    predict_files(MODEL, params, [path], tmp_path / "out", probabilities=True)
+    with np.load(tmp_path / "out" / "a.npz") as file:
+        found = file["probabilities"]
+    assert found.dtype == np.float16
+    expected = jax.nn.softmax(apply(params, picture()))
+    np.testing.assert_allclose(found, expected, atol=1e-3)
+    labels = read_label(tmp_path / "out" / "a.png")
+    np.testing.assert_array_equal(labels, predict(params, picture()))
+
+
+def test_unreadable_files_are_left_out_and_listed(params, tmp_path):
+    bad = tmp_path / "bad.jpg"
+    bad.write_text("<html>not found</html>")
+    good = save(tmp_path / "good.bmp", picture())
+    [(path, error)] = predict_files(
+        MODEL, params, [bad, good], tmp_path / "out", size=SIZE
+    )
+    assert path == bad and "bad.jpg: cannot be read as an image" in error
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "good.png",
+        "good_overlay.png",
+    ]
+
+
+@pytest.mark.parametrize(
+    "first, second", [("x/a.jpg", "y/a.png"), ("a.jpg", "a_overlay.jpg")]
+)
+def test_images_that_share_a_result_are_refused(params, tmp_path, first, second):
+    paths = [tmp_path / first, tmp_path / second]
+    with pytest.raises(ValueError, match=f"{second}, would replace .*{first}"):
+        predict_files(MODEL, params, paths, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_results_never_replace_an_image(params, tmp_path):
+    path = save(tmp_path / "a.png", picture())
+    with pytest.raises(ValueError, match="a.png, would replace .*another folder"):
+        predict_files(MODEL, params, [path], tmp_path)
+    np.testing.assert_array_equal(read_image(path), picture())

@@ -73,9 +73,23 @@ def _parser() -> argparse.ArgumentParser:
 
     command = commands.add_parser("predict", help="segments image files")
     command.set_defaults(command=_predict)
-    command.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
-    command.add_argument("--run", type=Path, required=True, help="run directory")
+    command.add_argument(
+        "images", nargs="+", metavar="IMAGE", help="files, folders or patterns"
+    )
+    network = command.add_mutually_exclusive_group(required=True)
+    network.add_argument("--run", type=Path, help="run directory")
+    network.add_argument("--weights", help=what)
     command.add_argument("--out", type=Path, required=True, help="folder of results")
+    command.add_argument(
+        "--batch-size", type=int, default=0, help="default: 8, on a CPU 1"
+    )
+    command.add_argument(
+        "--scales", type=_numbers, default=(1.0,), help="to average, as 0.75,1,1.25"
+    )
+    command.add_argument("--flip", action="store_true", help="average with the mirror")
+    command.add_argument(
+        "--probabilities", action="store_true", help="write them, npz of float16"
+    )
 
     command = commands.add_parser(
         "check-data", help="reads a data set, tells its flaws"
@@ -172,15 +186,31 @@ def _label_saver(folder: Path) -> Callable[[str, np.ndarray], None]:
 
 
 def _predict(args: argparse.Namespace) -> int:
-    config = load_config(args.run / CONFIG_FILE)
-    _, params = load(args.run)
-    unread = predict_files(
-        make_model(config), params, args.images, args.out, size=config.data.size
+    size: tuple = ()
+    if args.run:
+        config = load_config(args.run / CONFIG_FILE)
+        model, (_, params), size = make_model(config), load(args.run), config.data.size
+    else:
+        model, params = load(args.weights)
+    written, unread = predict_files(
+        model,
+        params,
+        args.images,
+        args.out,
+        size=size,
+        batch_size=args.batch_size,
+        scales=args.scales,
+        flip=args.flip,
+        probabilities=args.probabilities,
     )
     for _, error in unread:
         print(f"not read: {error}", file=sys.stderr)
-    print(f"{len(set(args.images)) - len(unread)} segmented into {args.out}")
+    print(f"{written} segmented into {args.out}")
     return 1 if unread else 0
+
+
+def _numbers(text: str) -> tuple[float, ...]:
+    return tuple(float(part) for part in text.split(","))
 
 
 def _check_data(args: argparse.Namespace) -> int:

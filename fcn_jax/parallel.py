@@ -98,6 +98,12 @@ def sum_over_processes(array: np.ndarray) -> np.ndarray:
     return parts.view(array.dtype).reshape(-1, *array.shape).sum(axis=0)
 
 
+def wait_for_all() -> None:
+    """Returns once every process of the run has come here."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("fcn_jax")
+
+
 def part(source: Any) -> Any:
     """This process's share of a source, for an evaluation that all take part in."""
     return _Part(source, range(jax.process_index(), len(source), jax.process_count()))

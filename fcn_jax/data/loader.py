@@ -10,6 +10,9 @@ import jax
 import numpy as np
 from absl import flags
 
+from fcn_jax.data.buckets import bucket as bucket_of
+from fcn_jax.data.buckets import fill_up
+
 # Without end in practice; grain's own infinity overflows in batches of one.
 _ENDLESS = 2**62
 
@@ -23,6 +26,8 @@ def train_batches(
     replacement: bool = False,
     start_step: int = 0,
     shard: tuple[int, int] = (0, 1),
+    bucket: int = 0,
+    ignore_label: int = 255,
     threads: int = 2,
     workers: int = 0,
 ) -> Iterator[dict[str, np.ndarray]]:
@@ -43,6 +48,9 @@ def train_batches(
         start_step: step of the first batch.
         shard: (i, n) reads part i of n equal parts of each batch, and no other: joined
             in order, the parts are the batch. For n processes that share each step.
+        bucket: fills images of different sizes up to sides that are multiples of this,
+            and adds "size" [B, 2] int32 to the batch; 0 wants one size.
+        ignore_label: of the label that is filled up.
         threads: threads that read, in this process or in each worker, each a batch.
         workers: processes that read, 0 for none; ``close()`` on the iterator ends
             them. They are spawned: a script needs ``if __name__ == "__main__":``.
@@ -64,8 +72,9 @@ def train_batches(
     else:
         examples = grain.MapDataset.source(source).seed(seed).shuffle()
         examples = examples.repeat(_ENDLESS // len(source))
+    stack = functools.partial(_fill_up, bucket, ignore_label) if bucket else _stack
     # Every count-th of these smaller batches is this shard's.
-    parts = examples.random_map(augment).batch(batch_size // count, batch_fn=_stack)
+    parts = examples.random_map(augment).batch(batch_size // count, batch_fn=stack)
     batches = parts[start_step * count + index :: count]
     batches = batches.to_iter_dataset(grain.ReadOptions(threads, threads))
     if workers:
@@ -128,3 +137,16 @@ def _stack(examples: list[dict]) -> dict[str, np.ndarray]:
         key: np.stack([example[key] for example in examples])
         for key in ("image", "label")
     }
+
+
+def _fill_up(
+    step: int, ignore_label: int, examples: list[dict]
+) -> dict[str, np.ndarray]:
+    sizes = [example["label"].shape for example in examples]
+    shape = bucket_of(np.max(sizes, axis=0), step)
+    image, size = fill_up([e["image"] for e in examples], shape, len(examples))
+    label = np.full((len(examples), *shape), ignore_label, np.int32)
+    for i, example in enumerate(examples):
+        h, w = sizes[i]
+        label[i, :h, :w] = example["label"]
+    return {"image": image, "label": label, "size": size}

@@ -34,6 +34,7 @@ def judge(
     ignore_label: int,
     size: tuple[int, int] | tuple[()],
     save: Callable[[str, np.ndarray], None] | None = None,
+    progress: bool = True,
 ) -> tuple[np.ndarray, list[Kept]]:
     """Evaluates a network on a split, with examples for the picture of its results.
 
@@ -45,6 +46,7 @@ def judge(
         ignore_label: label of void pixels.
         size: (h, w) that the network sees each image at; () for the image's own.
         save: is given the name and the labels of each prediction.
+        progress: whether to show a progress bar.
     Returns:
         The confusion matrix, for `report`, and the examples that `evaluate` kept.
     """
@@ -55,6 +57,7 @@ def judge(
         ignore_label=ignore_label,
         keep=spread(len(source), RESULT_ROWS),
         save=save,
+        progress=progress,
     )
 
 

@@ -10,6 +10,7 @@ each new size of image.
 import contextlib
 import dataclasses
 import json
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -27,6 +28,7 @@ from fcn_jax.models.geometry import body_extents
 from fcn_jax.weights.network import shapes_of
 
 OUTPUTS = ("labels", "logits")
+PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 
 _FORMAT = "fcn_jax export"
 _VERSION = 1
@@ -89,16 +91,21 @@ def export(
         model: the network; its ``dtype`` is not kept, the file computes in float32.
         params: its parameters; arrays that the network does not use are left out.
         output: "labels", the class of every pixel, or "logits".
-        platforms: that the file is to run on, as `jax.export` names them. The
+        platforms: that the file is to run on: "cpu", "cuda", "rocm", "tpu". The
             comparison runs on the first that this machine has.
         class_names: one for each class, or none.
     Raises:
-        ValueError: if ``output`` is unknown, if ``params`` do not fit ``model``, if
-            ``class_names`` are not one for each class, if this machine has none of
-            ``platforms``, or if the file does not compute what the network does.
+        ValueError: if ``output`` or ``platforms`` are unknown, if this machine has none
+            of ``platforms``, if ``class_names`` are not one for each class, if
+            ``params`` do not fit ``model``, or if the file does not compute what the
+            network does.
     """
     if output not in OUTPUTS:
         raise ValueError(f"output = {output!r} is not one of {', '.join(OUTPUTS)}")
+    if not set(platforms) <= set(PLATFORMS):
+        raise ValueError(
+            f"platforms = {tuple(platforms)} are not all of {', '.join(PLATFORMS)}"
+        )
     if class_names and len(class_names) != model.num_classes:
         raise ValueError(
             f"class_names has {len(class_names)} names for {model.num_classes} "
@@ -148,7 +155,7 @@ def load(path: str | Path) -> Artefact:
         except Exception as error:  # Garbled bytes end in errors of every kind.
             raise ValueError(
                 f"{path} cannot be read as a file of fcn_jax.export (this is JAX "
-                f"{jax.__version__}): {error or repr(error)}"
+                f"{jax.__version__}): {error}"
             ) from error
     output, names = metadata["output"], tuple(metadata["class_names"])
     weights, call = jax.device_put(arrays), jax.jit(program.call)
@@ -235,14 +242,18 @@ def _check(artefact: Artefact, model: FCN, arrays: dict[str, np.ndarray]) -> Non
 
 def _read(file: BinaryIO) -> tuple[dict, jax_export.Exported, dict[str, np.ndarray]]:
     """Metadata, program and parameters of a file."""
+    if not zipfile.is_zipfile(file):
+        raise ValueError("it is no whole .npz")
+    file.seek(0)
     with np.load(file, allow_pickle=False) as content:
         arrays = {name: content[name] for name in content.files}
-    metadata = json.loads(arrays.pop("metadata").item())
-    found = metadata["format"], metadata["version"]
-    if found != (_FORMAT, _VERSION):
+    metadata = json.loads(arrays.pop("metadata", np.array("{}")).item())
+    if metadata.get("format") != _FORMAT:
+        raise ValueError("it is another kind of .npz")
+    if metadata["version"] != _VERSION:
         raise ValueError(
-            f"it says {found} where {(_FORMAT, _VERSION)} is expected; install the "
-            "fcn_jax that wrote it"
+            f"it has format version {metadata['version']}, this fcn_jax reads version "
+            f"{_VERSION}: install the version that wrote it"
         )
     program = jax_export.deserialize(bytearray(arrays.pop("program")))
     if program.in_tree != jax.tree.structure(((arrays, 0), {})):

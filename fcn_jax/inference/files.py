@@ -59,7 +59,7 @@ def predict_files(
     scales: Sequence[float] = (1.0,),
     flip: bool = False,
     probabilities: bool = False,
-) -> list[tuple[Path, str]]:
+) -> tuple[int, list[tuple[Path, str]]]:
     """Writes NAME.png, an index PNG, and NAME_overlay.png for each image NAME.*.
 
     Args:
@@ -73,7 +73,8 @@ def predict_files(
         probabilities: whether to write NAME.npz as well, with "probabilities"
             [H, W, C] float16.
     Returns:
-        (path, error) of each image that could not be read and was left out.
+        How many images were segmented, and (path, error) of each image that could not
+        be read and was left out.
     Raises:
         ValueError: before anything is written, if two images would share a result or
             a result would replace an image.
@@ -96,7 +97,7 @@ def predict_files(
             for target in npz:
                 _save_probabilities(target, result)
             bar.update()
-    return unread
+    return len(targets) - len(unread), unread
 
 
 def _is_image(path: Path) -> bool:

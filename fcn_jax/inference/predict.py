@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fcn_jax.inference.buckets import bucket, fill_up, labels_of, scores_of
+from fcn_jax.data.buckets import bucket, fill_up
+from fcn_jax.inference.buckets import labels_of, scores_of
 from fcn_jax.models.fcn import FCN, model_of
 
 Array = np.ndarray | jax.Array

@@ -32,7 +32,7 @@ from fcn_jax.models.upsampling import kernel_side, transpose_padding
 from fcn_jax.models.vgg import BLOCKS, NUM_POOLS
 
 # Of a tile by default: 2048 x 2048. The full-width network in float32 takes 0.5 KiB a
-# pixel, in geometry "caffe" 0.6: about 2 GiB beside its 0.5 GiB of parameters.
+# pixel (0.6 in geometry "caffe", 0.7 for 150 classes): 2 to 3 GiB, parameters aside.
 MAX_PIXELS = 2**22
 # Rows of the image to a row of pool5: tiles that start at its multiples meet all pools.
 STRIDE = 2**NUM_POOLS

@@ -13,6 +13,7 @@ from fcn_jax.data.tfds_source import TfdsSource
 from fcn_jax.files import write_json
 from fcn_jax.models.fcn import FCN
 from fcn_jax.models.vgg import VGG_MEAN_RGB
+from fcn_jax.parallel import MODES
 from fcn_jax.weights.download import PUBLISHED
 
 CONFIG_FILE = "config.json"  # In a run directory.
@@ -66,6 +67,8 @@ class Data:
     size: tuple = ()  # (H, W) that images are resized to; () keeps each one's own.
     scale: tuple = (1.0, 1.0)  # Random factors of the training images.
     crop: tuple = ()  # (H, W) of random training crops; () for none.
+    # Images of a batch that differ in size are filled up to multiples of this.
+    bucket: int = 64
     flip: bool = True  # Mirrors training images at random.
     replacement: bool = False  # Draws each training image from all, not once an epoch.
     threads: int = 2  # That read ahead.
@@ -102,6 +105,7 @@ class Config:
     class_balance: str = (
         ""  # Or "median_frequency", "inverse_log": weights of the data.
     )
+    parallel: str = "sharded"  # Over all devices; or "pmap"; or "none", for one.
     seed: int = 0
     eval_every: int = 0  # Steps between evaluations and checkpoints; 0: each epoch.
     log_every: int = 20  # Steps between lines of the log.
@@ -117,6 +121,7 @@ def check(config: Config) -> None:
     """Raises a ValueError for the first field whose value cannot be used."""
     data = config.data
     _one_of("model.dtype", config.model.dtype, DTYPES)
+    _one_of("parallel", config.parallel, MODES)
     _one_of("class_balance", config.class_balance, CLASS_BALANCES)
     make_model(config)
     if data.name == "folder" and not data.root:
@@ -147,6 +152,8 @@ def check(config: Config) -> None:
             )
     if len(data.scale) != 2 or not 0 < data.scale[0] <= data.scale[1]:
         raise ValueError(f"config.data.scale = {data.scale} must be (low, high) > 0")
+    if data.bucket < 1:
+        raise ValueError(f"config.data.bucket = {data.bucket} must be >= 1")
     for name in ("batch_size", "log_every", "keep_checkpoints"):
         if getattr(config, name) < 1:
             raise ValueError(f"config.{name} = {getattr(config, name)} must be >= 1")

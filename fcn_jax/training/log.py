@@ -27,10 +27,14 @@ class Log:
         workdir: the run directory.
         start_step: where the run begins or resumes; what an interrupted run logged
             beyond it is dropped, for it will be logged again.
+        silent: writes nothing: of several processes, one logs.
     """
 
-    def __init__(self, workdir: Path, *, start_step: int):
+    def __init__(self, workdir: Path, *, start_step: int, silent: bool = False):
         self.path = workdir / "log.jsonl"
+        self._silent = silent
+        if silent:
+            return
         records = [r for r in read_log(self.path) if r["step"] <= start_step]
         with replacing(self.path) as unfinished:
             unfinished.write_text("".join(json.dumps(r) + "\n" for r in records))
@@ -41,6 +45,8 @@ class Log:
 
     def scalars(self, step: int, values: dict[str, float], *, prefix: str) -> None:
         """Logs numbers of a step, in TensorBoard under ``prefix``."""
+        if self._silent:
+            return
         self._file.write(json.dumps({"step": step, **values}) + "\n")
         self._file.flush()
         for name, value in values.items():
@@ -50,10 +56,14 @@ class Log:
 
     def image(self, step: int, name: str, image: np.ndarray) -> None:
         """Logs a picture, [H, W, 3] uint8, to TensorBoard."""
+        if self._silent:
+            return
         self._board.add_image(name, image, step, dataformats="HWC")
 
     def close(self) -> None:
         """Ends both files."""
+        if self._silent:
+            return
         self._file.close()
         self._board.close()
 

@@ -61,7 +61,8 @@ def make_train_step(
         axis_name: the pmap axis that the batch is split over, if any.
     Returns:
         ``(state, batch, key) -> (state, metrics)``. ``batch``: "image" [B, H, W, 3]
-        uint8 or float, RGB in [0, 255], and "label" [B, H, W] int32. ``key``: the same
+        uint8 or float, RGB in [0, 255], "label" [B, H, W] int32, and "size" [B, 2]
+        int32 where images are smaller and void is around them. ``key``: the same
         for every step, which folds its number in. ``metrics``: sums over the whole
         batch, "loss" over labelled pixels in nats, "correct" pixels, "pixels"
         labelled, and "grad_norm" of the gradient the optimiser saw.
@@ -95,7 +96,11 @@ def make_train_step(
 
         def loss_fn(params: Any):
             logits = model.apply(
-                {"params": params}, image, train=True, rngs={"dropout": key}
+                {"params": params},
+                image,
+                batch.get("size"),
+                train=True,
+                rngs={"dropout": key},
             )
             loss, _ = cross_entropy(
                 logits,

@@ -172,6 +172,23 @@ def test_train_batches_of_mixed_sizes_name_two_files_and_the_way_out():
         assert part in message
 
 
+def test_train_batches_of_mixed_sizes_are_filled_up_to_a_bucket():
+    source = Numbered(2, [(2, 3), (4, 9)])
+    options = {"batch_size": 2, "seed": 0, "bucket": 8, "ignore_label": 7}
+    batch = next(train_batches(source, unchanged, **options))
+    assert batch["image"].shape == (2, 8, 16, 3) and batch["image"].dtype == np.uint8
+    assert batch["label"].shape == (2, 8, 16) and batch["label"].dtype == np.int32
+    assert batch["size"].dtype == np.int32
+    assert sorted(batch["size"].tolist()) == [[2, 3], [4, 9]]
+    for image, label, (h, w) in zip(
+        *map(batch.get, ("image", "label", "size")), strict=True
+    ):
+        number = 0 if h == 2 else 1
+        assert (label[:h, :w] == number).all() and (image[:h, :w] == number).all()
+        assert (label == 7).sum() == 8 * 16 - h * w
+        assert image.sum() == 3 * number * h * w
+
+
 def test_train_batches_of_mixed_sizes_go_one_by_one():
     source = Numbered(2, [(2, 3), (4, 5)])
     assert sorted(drawn(source, 2, batch_size=1, seed=0)) == [[0], [1]]

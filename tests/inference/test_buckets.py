@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fcn_jax.inference.buckets import bucket, fill_up, labels_of, predict_many
+from fcn_jax.data.buckets import bucket, fill_up
+from fcn_jax.inference.buckets import labels_of, predict_many
 from fcn_jax.inference.predict import apply, predict
 from fcn_jax.models.fcn import FCN
 

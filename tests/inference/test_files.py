@@ -42,7 +42,7 @@ def save(path, image):
 def test_predict_files_writes_labels_and_overlays(params, tmp_path):
     paths = [save(tmp_path / "a.png", picture()), save(tmp_path / "b.bmp", picture())]
     out = tmp_path / "new" / "out"
-    assert predict_files(MODEL, params, [*paths, paths[0]], out) == []
+    assert predict_files(MODEL, params, [*paths, paths[0]], out) == (2, [])
     names = ["a.png", "a_overlay.png", "b.png", "b_overlay.png"]
     assert sorted(path.name for path in out.iterdir()) == names
     labels = np.asarray(predict(params, picture()))
@@ -58,7 +58,8 @@ def test_folder_keeps_its_structure(params, tmp_path):
     save(tmp_path / "in" / "deep" / "er" / "a.jpg", picture(40, 17))
     save(tmp_path / "in" / ".hidden.png", picture())
     (tmp_path / "in" / "notes.txt").write_text("no image")
-    assert predict_files(MODEL, params, [tmp_path / "in"], tmp_path / "out") == []
+    done = predict_files(MODEL, params, [tmp_path / "in"], tmp_path / "out")
+    assert done == (2, [])
     written = {
         p.relative_to(tmp_path / "out").as_posix()
         for p in tmp_path.glob("out/**/*.png")
@@ -109,10 +110,12 @@ def test_unreadable_files_are_left_out_and_listed(params, tmp_path):
     bad = tmp_path / "bad.jpg"
     bad.write_text("<html>not found</html>")
     good = save(tmp_path / "good.bmp", picture())
-    [(path, error)] = predict_files(
+    written, [(path, error)] = predict_files(
         MODEL, params, [bad, good], tmp_path / "out", size=SIZE
     )
-    assert path == bad and "bad.jpg: cannot be read as an image" in error
+    assert (
+        written == 1 and path == bad and "bad.jpg: cannot be read as an image" in error
+    )
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         "good.png",
         "good_overlay.png",

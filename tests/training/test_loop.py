@@ -12,6 +12,7 @@ from fcn_jax.training import loop
 from fcn_jax.training.checkpoint import Checkpoints
 from fcn_jax.training.config import Config, Data, Model, Optim, make_source
 from fcn_jax.training.log import Meter, read_log
+from fcn_jax.training.start import start_or_resume
 
 pytestmark = pytest.mark.usefixtures("few_pictures")
 
@@ -123,7 +124,7 @@ def test_resumed_run_equals_the_uninterrupted_bit_for_bit(
 def state_of(workdir):
     checkpoints = Checkpoints(workdir / "checkpoints", keep=1)
     _, tx = loop._optimizer(thin_config(), 6)
-    _, state, _ = loop._start_or_resume(thin_config(), workdir, checkpoints, tx, None)
+    _, state, _ = start_or_resume(thin_config(), workdir, checkpoints, tx, None)
     checkpoints.close()
     assert state.step == 6
     return state
@@ -156,7 +157,7 @@ def test_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(tmp_path):
     assert max(checkpoint_steps(tmp_path)) in (3, 4)
     restored = Checkpoints(tmp_path / "checkpoints", keep=1)
     _, tx = loop._optimizer(config, 20)
-    _, state, _ = loop._start_or_resume(config, tmp_path, restored, tx, None)
+    _, state, _ = start_or_resume(config, tmp_path, restored, tx, None)
     restored.close()
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state))
 

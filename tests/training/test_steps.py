@@ -81,6 +81,24 @@ def test_step_counts_right_pixels_among_the_labelled(params, batch):
     assert metrics["correct"] == expected
 
 
+def test_step_on_images_filled_up_is_the_step_on_each_alone(params, batch):
+    sizes = [(16, 16), (9, 13), (5, 16), (16, 1)]
+    filled = {key: value.copy() for key, value in batch.items()}
+    total, pixels = jax.tree.map(jnp.zeros_like, params), 0
+    for i, (h, w) in enumerate(sizes):
+        alone = {key: value[i : i + 1, :h, :w] for key, value in batch.items()}
+        grads, metrics = one_step(params, alone)
+        pixels += int(metrics["pixels"])
+        total = jax.tree.map(lambda t, g, n=metrics["pixels"]: t + n * g, total, grads)
+        for key, void in (("image", 9), ("label", 255)):
+            filled[key][i, h:] = void
+            filled[key][i, :, w:] = void
+    filled["size"] = np.array(sizes, np.int32)
+    grads, metrics = one_step(params, filled)
+    assert metrics["pixels"] == pixels
+    assert_close(grads, jax.tree.map(lambda t: t / pixels, total))
+
+
 def test_all_void_batch_changes_nothing(params, batch):
     void = {**batch, "label": np.full_like(batch["label"], 255)}
     grads, metrics = one_step(params, void)

@@ -1,0 +1,290 @@
+import functools
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict, unflatten_dict
+from PIL import Image
+
+from fcn_jax.inference import export as module
+from fcn_jax.inference.export import export, load
+from fcn_jax.models.fcn import FCN
+from fcn_jax.weights.network import shapes_of
+
+SERVE = Path(__file__).parents[2] / "examples" / "serve.py"
+CLASSES = 5
+NAMES = ("sky", "road", "tree", "car", "sign")
+MODEL = FCN(variant="fcn16s", num_classes=CLASSES, width=1 / 32)
+
+
+def random_params(model, seed=0):
+    """Of a scale that keeps every layer alive."""
+    rng = np.random.default_rng(seed)
+    return unflatten_dict(
+        {
+            name: rng.normal(0, (2 / np.prod(shape[:-1])) ** 0.5, shape).astype(
+                np.float32
+            )
+            for name, shape in shapes_of(model).items()
+        },
+        sep="/",
+    )
+
+
+PARAMS = random_params(MODEL)
+
+
+def picture(*shape, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (*shape, 3), np.uint8)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def logits_of(model, params, batch):
+    return model.apply({"params": params}, batch)
+
+
+def assert_labels(labels, logits):
+    """The highest logit's, wherever rounding cannot change which one that is."""
+    logits = np.asarray(logits)
+    low, high = np.sort(logits, axis=-1)[..., -2:].transpose(3, 0, 1, 2)
+    clear = high - low > 1e-4 * np.abs(logits).max()
+    assert labels.dtype == np.int32 and labels.shape == logits.shape[:-1]
+    assert clear.mean() > 0.9
+    np.testing.assert_array_equal(labels[clear], logits.argmax(-1)[clear])
+
+
+@pytest.fixture
+def unchecked(monkeypatch):
+    """Saves the time of the comparison, where the test makes its own."""
+    monkeypatch.setattr(module, "_CHECKS", ())
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory):
+    path = tmp_path_factory.mktemp("new") / "folder" / "network"
+    export(path, MODEL, PARAMS, class_names=NAMES)
+    return path
+
+
+@pytest.fixture(scope="module")
+def network(path):
+    return load(path)
+
+
+# (variant, geometry, crop, learned upsampling, output)
+CASES = [
+    ("fcn32s", "same", "center", False, "logits"),
+    ("fcn16s", "same", "corner", True, "labels"),
+    ("fcn8s", "same", "center", True, "logits"),
+    ("fcn32s", "caffe", "center", True, "labels"),
+    ("fcn16s", "caffe", "center", False, "logits"),
+    ("fcn8s", "caffe", "center", False, "labels"),
+]
+
+
+@pytest.mark.parametrize("variant, geometry, crop, learned, output", CASES)
+def test_export_computes_what_the_model_does(
+    tmp_path, unchecked, variant, geometry, crop, learned, output
+):
+    model = FCN(
+        variant=variant,
+        geometry=geometry,
+        crop=crop,
+        learn_upsampling=learned,
+        num_classes=CLASSES,
+        width=1 / 32,
+    )
+    params, batch = random_params(model), picture(2, 33, 71)
+    # Whatever it trained in, the network is exported in float32.
+    trained = model.clone(dtype=jnp.bfloat16)
+    export(tmp_path / "a.npz", trained, params, output=output)
+    found = load(tmp_path / "a.npz")(batch)
+    logits = logits_of(model, params, batch)
+    if output == "labels":
+        assert_labels(found, logits)
+    else:
+        largest = np.abs(logits).max()
+        assert found.dtype == np.float32 and largest > 0.1
+        np.testing.assert_allclose(found, logits, rtol=0, atol=1e-4 * largest)
+
+
+def test_file_takes_sizes_that_it_was_not_checked_with(network):
+    batch = picture(1, 96, 20)
+    assert_labels(network(batch), logits_of(MODEL, PARAMS, batch))
+
+
+def test_single_image_gives_what_its_batch_of_one_gives(network):
+    batch = picture(1, 96, 20)
+    labels = network(batch[0])
+    assert isinstance(labels, np.ndarray) and labels.shape == (96, 20)
+    np.testing.assert_array_equal(labels, network(batch)[0])
+    np.testing.assert_array_equal(labels, network(jnp.asarray(batch[0])))
+
+
+def test_file_tells_output_and_class_names(network):
+    assert network.output == "labels" and network.class_names == NAMES
+
+
+def test_export_leaves_only_its_file(path):
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_program_is_for_cpu_and_cuda_and_any_size(path):
+    with np.load(path) as file:
+        program = jax.export.deserialize(bytearray(file["program"]))
+    assert program.platforms == ("cpu", "cuda")
+    image, labels = program.in_avals[-1], program.out_avals[0]
+    assert str(image.shape) == "(b, h, w, 3)" and image.dtype == jnp.uint8
+    assert str(labels.shape) == "(b, h, w)" and labels.dtype == jnp.int32
+
+
+def test_example_serves_the_file_without_fcn_jax(path, tmp_path):
+    image = picture(96, 20)
+    Image.fromarray(image).save(tmp_path / "photo.png")
+    arguments = [str(SERVE), str(path), "photo.png", "labels.png"]
+    code = (
+        "import runpy, sys\n"
+        "sys.modules['fcn_jax'] = None\n"  # Makes its import fail.
+        f"sys.argv = {arguments}\n"
+        "runpy.run_path(sys.argv[0])\n"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
+    labels = np.asarray(Image.open(tmp_path / "labels.png"), np.int32)
+    assert_labels(labels[None], logits_of(MODEL, PARAMS, image[None]))
+
+
+@pytest.mark.parametrize("output", ["labels", "logits"])
+def test_export_that_computes_something_else_is_refused(tmp_path, monkeypatch, output):
+    monkeypatch.setattr(module, "_CHECKS", ((1, 1, 1),))
+    apply = module.apply
+    monkeypatch.setattr(module, "apply", lambda *a, **k: np.roll(apply(*a, **k), 1, -1))
+    with pytest.raises(ValueError, match=r"logits differ by .* images \[1, 1, 1\]"):
+        export(tmp_path / "a.npz", MODEL, PARAMS, output=output)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_interrupted_export_leaves_what_was_there(tmp_path, monkeypatch):
+    def half(file, **arrays):
+        file.write(b"PK")
+        raise KeyboardInterrupt
+
+    (tmp_path / "a.npz").write_text("old")
+    monkeypatch.setattr(np, "savez", half)
+    for name in ("a.npz", "b.npz"):
+        with pytest.raises(KeyboardInterrupt):
+            export(tmp_path / name, MODEL, PARAMS)
+    assert list(tmp_path.iterdir()) == [tmp_path / "a.npz"]
+    assert (tmp_path / "a.npz").read_text() == "old"
+
+
+REFUSED = [
+    ({"output": "scores"}, "output = 'scores' is not one of labels, logits"),
+    ({"platforms": ("cpu", "gpu")}, "are not all of cpu, cuda, rocm, tpu"),
+    ({"platforms": ()}, "this machine has none of them"),
+    ({"class_names": ["sky"]}, "1 names for 5 classes"),
+]
+
+
+@pytest.mark.parametrize("arguments, message", REFUSED)
+def test_arguments_that_do_not_fit_are_refused(tmp_path, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        export(tmp_path / "a.npz", MODEL, PARAMS, **arguments)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "bias", [None, np.zeros(CLASSES + 1), np.full(CLASSES, np.nan)]
+)
+def test_params_that_do_not_fit_are_named(tmp_path, bias):
+    flat = {**flatten_dict(PARAMS, sep="/"), "head/score_fr/bias": bias}
+    flat = {name: array for name, array in flat.items() if array is not None}
+    with pytest.raises(ValueError, match="not finite: head/score_fr/bias$"):
+        export(tmp_path / "a.npz", MODEL, unflatten_dict(flat, sep="/"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def arrays_of(path):
+    with np.load(path) as file:
+        return {name: file[name] for name in file.files}
+
+
+def flipped(path, bad):
+    """One bit in the middle of the weights is another."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    bad.write_bytes(content)
+
+
+def less_one_array(path, bad):
+    arrays = arrays_of(path)
+    del arrays["body/fc7/bias"]
+    np.savez(bad, **arrays)
+
+
+def half_a_program(path, bad):
+    arrays = arrays_of(path)
+    program = arrays.pop("program")
+    np.savez(bad, program=program[: len(program) // 2], **arrays)
+
+
+def newer(path, bad):
+    arrays = arrays_of(path)
+    arrays["metadata"] = np.array('{"format": "fcn_jax export", "version": 2}')
+    np.savez(bad, **arrays)
+
+
+class Bomb:
+    def __reduce__(self):
+        return (pytest.fail, ("a pickle was run",))
+
+
+DAMAGES = {
+    "empty": (lambda path, bad: bad.touch(), "no whole .npz"),
+    "random": (lambda path, bad: bad.write_bytes(bytes(range(256))), "no whole .npz"),
+    "half": (lambda path, bad: bad.write_bytes(path.read_bytes()[:99]), "no whole"),
+    "flipped": (flipped, "CRC"),
+    "less-one-array": (less_one_array, "takes other parameters"),
+    "half-a-program": (half_a_program, ""),
+    "newer": (newer, "format version 2, .* install"),
+    "npy": (lambda path, bad: np.save(bad, np.zeros(3)), "no whole .npz"),
+    "other-npz": (lambda path, bad: np.savez(bad, a=np.zeros(3)), "another kind"),
+    "pickle": (lambda path, bad: bad.write_bytes(pickle.dumps(Bomb())), "no whole"),
+    "pickle-npz": (lambda path, bad: np.savez(bad, metadata=[Bomb()]), "allow_pickle"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damaged_and_other_files_are_refused(path, tmp_path, damage):
+    make, message = DAMAGES[damage]
+    bad = tmp_path / ("bad.npy" if damage == "npy" else "bad.npz")
+    make(path, bad)
+    with pytest.raises(ValueError, match=f"{bad.name} cannot be read as .*{message}"):
+        load(bad)
+
+
+def test_missing_file_is_an_os_error(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        load(tmp_path / "none.npz")
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.int32, bool])
+def test_images_that_are_not_uint8_are_refused(network, dtype):
+    with pytest.raises(ValueError, match="image must be uint8, .* got"):
+        network(picture(4, 4).astype(dtype))
+
+
+@pytest.mark.parametrize("shape", [(4, 4), (4, 4, 1), (4, 4, 4), (0, 4, 3), (1,) * 5])
+def test_images_of_other_shapes_are_refused(network, shape):
+    with pytest.raises(ValueError, match=r"\[H, W, 3\] or \[B, H, W, 3\]"):
+        network(np.zeros(shape, np.uint8))
+
+
+@pytest.mark.parametrize("image", ["cat.jpg", None, [[[1, 2, 3]]]])
+def test_what_is_no_array_is_refused(network, image):
+    with pytest.raises(ValueError, match="not an array"):
+        network(image)

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from fcn_jax.inference import export
 from fcn_jax.inference.predict import apply, predict
 from fcn_jax.models.fcn import FCN
 from fcn_jax.models.vgg import VGG16
@@ -22,6 +23,7 @@ __all__ = [
     "apply",
     "colorize",
     "colormap",
+    "export",
     "init",
     "load",
     "load_vgg16",

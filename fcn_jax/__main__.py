@@ -18,6 +18,7 @@ from fcn_jax.evaluation.report import (
     write_confusion,
     write_report,
 )
+from fcn_jax.inference.export import OUTPUTS, export
 from fcn_jax.inference.files import predict_files
 from fcn_jax.training.check_data import check_data
 from fcn_jax.training.config import (
@@ -99,6 +100,14 @@ def _parser() -> argparse.ArgumentParser:
         "--config", required=True, help="of configs/; --config.field=value overrides"
     )
     command.add_argument("--out", type=Path, required=True, help="folder of results")
+
+    command = commands.add_parser("export", help="a network as a file for JAX alone")
+    command.set_defaults(command=_export)
+    network = command.add_mutually_exclusive_group(required=True)
+    network.add_argument("--run", type=Path, help="run directory")
+    network.add_argument("--weights", help=what)
+    command.add_argument("--out", type=Path, required=True, metavar="FILE.npz")
+    command.add_argument("--output", choices=OUTPUTS, default="labels")
 
     command = commands.add_parser("inspect", help="what a file of weights holds")
     command.set_defaults(command=_inspect)
@@ -215,6 +224,21 @@ def _numbers(text: str) -> tuple[float, ...]:
 
 def _check_data(args: argparse.Namespace) -> int:
     return check_data(_config(args), args.out)
+
+
+def _export(args: argparse.Namespace) -> int:
+    weights = read(args.run or args.weights)
+    if weights.model is None:
+        raise ValueError(f"{args.weights} holds a VGG-16 and no score layers")
+    export(
+        args.out,
+        weights.model,
+        weights.params,
+        output=args.output,
+        class_names=weights.class_names,
+    )
+    print(f"Written: {args.out}, checked against the network at three sizes")
+    return 0
 
 
 def _inspect(args: argparse.Namespace) -> int:

@@ -15,6 +15,7 @@ import numpy as np
 
 from fcn_jax.data.buckets import STEP, bucket, fill_up
 from fcn_jax.data.transforms import resize_image
+from fcn_jax.inference.tiles import needs_tiles, predict_tiled
 from fcn_jax.models.fcn import FCN
 
 _MOST_WAITING = 8  # Batches of images that wait for others of their bucket.
@@ -56,6 +57,8 @@ def predict_many(
 ) -> Iterator[tuple[Key, np.ndarray]]:
     """The class of every pixel of many images, in batches of one bucket.
 
+    An image too large for the memory goes by itself, in tiles.
+
     Args:
         model: the network.
         params: of the model.
@@ -76,6 +79,9 @@ def predict_many(
     batch_size = batch_size or (1 if jax.default_backend() == "cpu" else 8)
     waiting: dict[tuple[int, int], list] = {}
     for key, image in images:
+        if needs_tiles(image.shape[:2]):
+            yield key, predict_tiled(model, params, image).astype(np.int32)
+            continue
         shape = bucket(image.shape[:2], step)
         group = waiting.setdefault(shape, [])
         group.append((key, image))

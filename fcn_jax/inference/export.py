@@ -22,7 +22,8 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax import export as jax_export
 
 from fcn_jax.files import replacing
-from fcn_jax.inference.predict import Array, apply, as_batch
+from fcn_jax.inference.image import Array, as_batch
+from fcn_jax.inference.predict import apply
 from fcn_jax.models.fcn import FCN
 from fcn_jax.models.geometry import body_extents
 from fcn_jax.weights.network import shapes_of

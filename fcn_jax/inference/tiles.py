@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fcn_jax.inference.predict import as_batch
+from fcn_jax.inference.image import as_batch
 from fcn_jax.models.fcn import FCN, SKIPS
 from fcn_jax.models.geometry import CAFFE_PAD, IMAGE, caffe_coordinates, crop_offset
 from fcn_jax.models.upsampling import kernel_side, transpose_padding

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fcn_jax.inference.predict import apply, as_batch, predict
+from fcn_jax.inference.image import as_batch
+from fcn_jax.inference.predict import apply, predict
 from fcn_jax.models.fcn import FCN
 
 MODEL = FCN(variant="fcn32s", num_classes=5, width=1 / 16)

@@ -92,19 +92,32 @@ class Meter:
         self._batch_size, self._every = batch_size, every
         self._pending: collections.deque = collections.deque()
         self._read_since: list[dict] = []
+        self._compiles = 0
         self.restart_clock()
 
     def restart_clock(self) -> None:
         """Leaves out of images/s what time went by until now."""
-        self._clock = time.perf_counter()
+        self._clock, self._waited = time.perf_counter(), 0.0
 
-    def add(self, step: int, metrics: dict[str, jax.Array]) -> None:
+    def add(
+        self,
+        step: int,
+        metrics: dict[str, jax.Array],
+        *,
+        waited: float = 0.0,
+        compiles: int = 1,
+    ) -> None:
         """Takes the metrics of a step; reads those of an earlier one.
 
+        Args:
+            step: its number.
+            metrics: of the step.
+            waited: seconds that went by until its batch was there.
+            compiles: how many programs the run has compiled for its batches so far.
         Raises:
             FloatingPointError: if the earlier one's are not finite.
         """
-        self._pending.append((step, metrics))
+        self._pending.append((step, metrics, waited, compiles))
         if len(self._pending) > LAG:
             self._read()
 
@@ -114,7 +127,8 @@ class Meter:
             self._read()
 
     def _read(self) -> None:
-        step, metrics = self._pending.popleft()
+        step, metrics, waited, self._compiles = self._pending.popleft()
+        self._waited += waited
         metrics = {name: float(value) for name, value in metrics.items()}
         for name in ("loss", "grad_norm"):
             if not math.isfinite(metrics[name]):
@@ -141,6 +155,9 @@ class Meter:
             "grad_norm": total("grad_norm") / len(self._read_since),
             "learning_rate": float(self._schedule(step - 1)),
             "images_per_second": len(self._read_since) * self._batch_size / seconds,
+            # Of the time; near 0 where reading keeps up with the device.
+            "waited_for_data": self._waited / seconds,
+            "compiles": self._compiles,
         }
         self._log.scalars(step, values, prefix="train")
         speed = f"{values['images_per_second']:.3g}"

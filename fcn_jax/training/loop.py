@@ -2,11 +2,11 @@
 
 import contextlib
 import functools
-import itertools
 import json
 import math
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -100,9 +100,14 @@ def train(config: Config, workdir: str | Path) -> dict[str, Any]:
             every=config.log_every,
         )
         ahead = prefetch_to_device(batches, put=parallel.put_batch)
-        for step, batch in enumerate(itertools.islice(ahead, steps - start), start + 1):
+        shapes = set()
+        for step in range(start + 1, steps + 1):
+            clock = time.perf_counter()
+            batch = next(ahead)
+            waited = time.perf_counter() - clock
+            shapes.add(batch["image"].shape)  # Each is compiled once.
             state, metrics = train_step(state, batch, key)
-            meter.add(step, metrics)
+            meter.add(step, metrics, waited=waited, compiles=len(shapes))
             due = step % eval_every == 0 or step == steps
             if not (preempted(step) or due or stop):
                 continue

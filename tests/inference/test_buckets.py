@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -5,6 +7,7 @@ import pytest
 from PIL import Image
 
 from fcn_jax.data.buckets import bucket, fill_up
+from fcn_jax.evaluation.evaluate import evaluate
 from fcn_jax.inference.buckets import labels_of, predict_many
 from fcn_jax.inference.predict import apply, predict
 from fcn_jax.models.fcn import FCN
@@ -109,3 +112,23 @@ def test_predict_of_another_size_in_the_bucket_compiles_nothing(params):
         labels = predict(params, picture(*size))
         np.testing.assert_array_equal(labels, alone(params, picture(*size)))
     assert labels_of._cache_size() == before
+
+
+def test_evaluation_in_batches_equals_that_of_each_image_alone(params):
+    class Source:
+        def __len__(self):
+            return len(SIZES)
+
+        def __getitem__(self, i):
+            label = np.random.default_rng(i).integers(0, 5, SIZES[i]).astype(np.int32)
+            return {"image": picture(*SIZES[i], seed=i), "label": label, "name": f"{i}"}
+
+    def each_alone(images):
+        return ((i, alone(params, image)) for i, image in images)
+
+    options = {"num_classes": 5, "progress": False, "keep": [1, 4]}
+    in_batches = functools.partial(predict_many, MODEL, params, batch_size=8)
+    confusion, kept = evaluate(in_batches, Source(), **options)
+    expected, expected_kept = evaluate(each_alone, Source(), **options)
+    np.testing.assert_array_equal(confusion, expected)
+    assert [name for name, *_ in kept] == [name for name, *_ in expected_kept]

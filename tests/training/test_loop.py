@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import os
 import signal
@@ -5,6 +6,7 @@ import signal
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 import fcn_jax
 from fcn_jax.training import config as config_module
@@ -50,7 +52,8 @@ def thin_config(**changes):
 def records(workdir):
     """The log without what depends on the clock."""
     log = read_log(workdir / "log.jsonl")
-    return [{k: v for k, v in r.items() if k != "images_per_second"} for r in log]
+    clock = ("images_per_second", "waited_for_data")
+    return [{k: v for k, v in r.items() if k not in clock} for r in log]
 
 
 def checkpoint_steps(workdir):
@@ -185,6 +188,28 @@ def test_weights_of_another_width_are_refused(tmp_path):
     ):
         loop.train(config, tmp_path / "run")
     assert not (tmp_path / "run" / "config.json").exists()
+
+
+def test_images_of_many_sizes_cost_a_compilation_for_each_bucket(tmp_path):
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 12), ("val", 3)):
+        for kind in ("images", "labels"):
+            (tmp_path / kind / split).mkdir(parents=True)
+        for i in range(count):
+            size = rng.integers(20, 65, 2)
+            for kind, channels in (("images", (3,)), ("labels", ())):
+                pixels = rng.integers(0, 3, (*size, *channels), np.uint8)
+                Image.fromarray(pixels).save(tmp_path / kind / split / f"{i}.png")
+    data = Data(root=str(tmp_path), num_classes=3, bucket=32)
+    config = dataclasses.replace(
+        thin_config(steps=12, eval_every=12), data=data, batch_size=1
+    )
+    config.model.width = 1 / 32
+    loop.train(config, tmp_path / "run")
+    log = read_log(tmp_path / "run" / "log.jsonl")
+    compiles = [record["compiles"] for record in log if "compiles" in record]
+    assert compiles[0] == 1 and 1 < compiles[-1] <= 4  # 32 or 64 by 32 or 64.
+    assert all(r["waited_for_data"] >= 0 for r in log if "waited_for_data" in r)
 
 
 def test_finer_network_starts_from_the_run_of_the_coarser(tmp_path):

@@ -38,4 +38,5 @@ def get_config() -> Config:
         batch_size=1,
         loss_normalization="sum",
         eval_every=4000,
+        parallel="none",  # One image cannot be split.
     )

@@ -9,10 +9,11 @@ A process starts with `initialize`; `make_parallel` then tells where arrays go:
         state, metrics = step(state, parallel.put_batch(batch), key)
 """
 
+import contextlib
 import dataclasses
 import os
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -102,6 +103,16 @@ def wait_for_all() -> None:
     """Returns once every process of the run has come here."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("fcn_jax")
+
+
+@contextlib.contextmanager
+def main_first() -> Iterator[None]:
+    """What is in it is done by process 0, then by the others: they find files ready."""
+    if not is_main():
+        wait_for_all()
+    yield
+    if is_main():
+        wait_for_all()
 
 
 def part(source: Any) -> Any:

@@ -24,6 +24,7 @@ from fcn_jax.evaluation.report import judge, report, write_report
 from fcn_jax.models.fcn import FCN
 from fcn_jax.parallel import (
     is_main,
+    main_first,
     make_parallel,
     part,
     preempted,
@@ -56,8 +57,9 @@ def train(config: Config, workdir: str | Path) -> dict[str, Any]:
     """
     check(config)
     workdir = Path(workdir)
-    train_source = make_source(config, config.data.train_split)
-    eval_source = make_source(config, config.data.eval_split)
+    with main_first():  # It may prepare the data set.
+        train_source = make_source(config, config.data.train_split)
+        eval_source = make_source(config, config.data.eval_split)
     epoch = math.ceil(len(train_source) / config.batch_size)
     steps = config.steps or max(1, round(config.epochs * epoch))
     eval_every = config.eval_every or epoch

@@ -1,5 +1,4 @@
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
@@ -12,20 +11,6 @@ from fcn_jax.visualize import colormap, overlay
 
 MODEL = FCN(variant="fcn32s", num_classes=5, width=1 / 16)
 SIZE = (20, 33)
-
-
-@pytest.fixture(scope="module")
-def params():
-    """Random, of a scale that keeps every layer alive."""
-    rng = np.random.default_rng(0)
-    image = jnp.zeros((1, *SIZE, 3))
-    shapes = jax.eval_shape(MODEL.init, jax.random.key(0), image)["params"]
-    return jax.tree.map(
-        lambda leaf: rng.normal(
-            0, (2 / np.prod(leaf.shape[:-1])) ** 0.5, leaf.shape
-        ).astype(np.float32),
-        shapes,
-    )
 
 
 def picture(height=SIZE[0], width=SIZE[1], seed=0):

@@ -12,20 +12,6 @@ MODEL = FCN(variant="fcn32s", num_classes=5, width=1 / 16)
 SIZE = (20, 33)
 
 
-@pytest.fixture(scope="module")
-def params():
-    """Random, of a scale that keeps every layer alive."""
-    rng = np.random.default_rng(0)
-    image = jnp.zeros((1, *SIZE, 3))
-    shapes = jax.eval_shape(MODEL.init, jax.random.key(0), image)["params"]
-    return jax.tree.map(
-        lambda leaf: rng.normal(
-            0, (2 / np.prod(leaf.shape[:-1])) ** 0.5, leaf.shape
-        ).astype(np.float32),
-        shapes,
-    )
-
-
 def picture(height=SIZE[0], width=SIZE[1], seed=0):
     shape = (height, width, 3)
     return np.random.default_rng(seed).integers(0, 256, shape, np.uint8)

@@ -63,8 +63,8 @@ def checkpoint_steps(workdir):
 def interrupt_at(monkeypatch, step_to_stop):
     add = Meter.add
 
-    def add_and_stop(self, step, metrics):
-        add(self, step, metrics)
+    def add_and_stop(self, step, metrics, **figures):
+        add(self, step, metrics, **figures)
         if step == step_to_stop:
             os.kill(os.getpid(), signal.SIGTERM)
 

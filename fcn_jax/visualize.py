@@ -183,7 +183,7 @@ def _draw_scores(panel: Any, curves: dict[str, tuple[np.ndarray, np.ndarray]]) -
     for key, (steps, values) in curves.items():
         style = {"marker": "o", "markersize": 4, "clip_on": False}
         panel.plot(steps, values, label=_SCORES[key], **style)
-    panel.legend(loc="lower right")
+    panel.legend()  # Where it covers least.
 
 
 def _curve(records: Sequence[dict], key: str) -> tuple[np.ndarray, np.ndarray]:

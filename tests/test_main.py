@@ -14,6 +14,7 @@ from fcn_jax.__main__ import main
 from fcn_jax.data.sources import read_image, read_label
 from fcn_jax.evaluation.published import beside_published
 from fcn_jax.inference.buckets import predict_many
+from fcn_jax.inference.scales import predict_scales
 from fcn_jax.training.config import Config, Data, Model, make_model, save_config
 
 NAMES = ("sky", "road", "car", "boat")  # The network never says "boat".
@@ -312,6 +313,34 @@ def test_predict_writes_labels_and_overlays(net, make_run, tmp_path, capsys, siz
             read_image(out / f"{path.stem}_overlay.png"),
             fcn_jax.overlay(image, labels),
         )
+
+
+def test_predict_of_weights_averages_scales_and_mirror(net, weights, tmp_path, capsys):
+    path, out = tmp_path / "in" / "deep" / "a.png", tmp_path / "out"
+    path.parent.mkdir(parents=True)
+    Image.fromarray(picture(1, SIZES[0])).save(path)
+    arguments = ["--weights", weights, "--out", str(out), str(tmp_path / "in")]
+    options = ["--scales", "0.5,1", "--flip", "--probabilities"]
+    assert main(["predict", *arguments, *options]) == 0
+    assert f"1 segmented into {out}" in capsys.readouterr().out
+    [(_, expected)] = predict_scales(
+        net.model, net.params, [(0, read_image(path))], scales=(0.5, 1.0), flip=True
+    )
+    with np.load(out / "deep" / "a.npz") as file:
+        np.testing.assert_allclose(file["probabilities"], expected, atol=1e-3)
+    labels = read_label(out / "deep" / "a.png")
+    np.testing.assert_array_equal(labels, expected.argmax(-1))
+
+
+def test_export_writes_what_gives_the_labels_of_the_network(
+    net, weights, tmp_path, capsys
+):
+    path = tmp_path / "net.npz"
+    assert main(["export", "--weights", weights, "--out", str(path)]) == 0
+    assert "checked against the network at three sizes" in capsys.readouterr().out
+    image = picture(1, SIZES[0])
+    expected = fcn_jax.predict(net.params, image, model=net.model)
+    np.testing.assert_array_equal(fcn_jax.export.load(path)(image), expected)
 
 
 def test_predict_lists_unreadable_images_at_the_end(make_run, tmp_path, capsys):

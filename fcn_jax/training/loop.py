@@ -37,6 +37,7 @@ from fcn_jax.training.log import Log, Meter, read_log
 from fcn_jax.training.optim import make_optimizer, make_schedule
 from fcn_jax.training.start import key_of, start_or_resume
 from fcn_jax.training.steps import TrainState, TrainStep, make_train_step
+from fcn_jax.weights.download import fetch
 from fcn_jax.weights.store import RUN_FILE, save
 
 
@@ -57,7 +58,9 @@ def train(config: Config, workdir: str | Path) -> dict[str, Any]:
     """
     check(config)
     workdir = Path(workdir)
-    with main_first():  # It may prepare the data set.
+    with main_first():  # It may download the weights and prepare the data set.
+        if config.init_from:
+            fetch(config.init_from)
         train_source = make_source(config, config.data.train_split)
         eval_source = make_source(config, config.data.eval_split)
     epoch = math.ceil(len(train_source) / config.batch_size)

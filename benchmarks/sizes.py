@@ -15,7 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fcn_jax.inference.buckets import labels_of, predict_many
+from fcn_jax.inference.buckets import predict_many
+from fcn_jax.inference.programs import labels_of
 from fcn_jax.models.fcn import FCN
 from fcn_jax.weights.network import shapes_of
 

@@ -46,3 +46,7 @@ def inverse_log(survey: Survey) -> np.ndarray:
 def _require_classes(survey: Survey) -> None:
     if not survey.class_pixels.any():
         raise ValueError("no class occurs in the split: there is nothing to balance")
+
+
+# By their names in a config.
+BALANCES = {"median_frequency": median_frequency, "inverse_log": inverse_log}

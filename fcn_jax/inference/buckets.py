@@ -15,27 +15,13 @@ import numpy as np
 
 from fcn_jax.data.buckets import STEP, bucket, fill_up
 from fcn_jax.data.transforms import resize_image
+from fcn_jax.inference.programs import labels_of, scores_of
 from fcn_jax.inference.tiles import needs_tiles, predict_tiled
 from fcn_jax.models.fcn import FCN
 
 _MOST_WAITING = 8  # Batches of images that wait for others of their bucket.
 
 Key = TypeVar("Key")
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def labels_of(
-    model: FCN, params: dict[str, Any], batch: jax.Array, size: jax.Array
-) -> jax.Array:
-    """Labels [B, H, W] int32 of a batch of `fill_up`."""
-    logits = model.apply({"params": params}, batch, size)
-    return jnp.argmax(logits, axis=-1).astype(jnp.int32)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def scores_of(model: FCN, params: dict[str, Any], batch: jax.Array) -> jax.Array:
-    """Logits [B, H, W, C] float32 of images of one size."""
-    return model.apply({"params": params}, batch)
 
 
 # A program of its own: a new image size does not compile the network again.

@@ -3,12 +3,11 @@
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from fcn_jax.data.buckets import bucket, fill_up
-from fcn_jax.inference.buckets import labels_of, scores_of
 from fcn_jax.inference.image import Array, as_batch
+from fcn_jax.inference.programs import labels_of, scores_of
 from fcn_jax.models.fcn import FCN, model_of
 
 
@@ -58,7 +57,7 @@ def predict(params: dict[str, Any], image: Array, *, model: FCN | None = None) -
     model = model or model_of(params)
     height, width = batch.shape[1:3]
     if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves((params, batch))):
-        labels = jnp.argmax(scores_of(model, params, batch), axis=-1).astype(jnp.int32)
+        labels = labels_of(model, params, batch)
     else:
         shape = bucket((height, width))
         batch, size = fill_up(list(np.asarray(batch)), shape, len(batch))

@@ -18,14 +18,13 @@ the neighbour.
 
 import math
 from collections.abc import Callable, Iterator
-from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from fcn_jax.inference.image import as_batch
+from fcn_jax.inference.programs import labels_of, scores_of
 from fcn_jax.models.fcn import FCN, SKIPS
 from fcn_jax.models.geometry import CAFFE_PAD, IMAGE, caffe_coordinates, crop_offset
 from fcn_jax.models.upsampling import kernel_side, transpose_padding
@@ -78,7 +77,7 @@ def predict_tiled(
         image = np.load("mosaic.npy", mmap_mode="r")
         labels = predict_tiled(model, params, image)
     """
-    tiles = _tiles(_labels, model, params, image, tile)
+    tiles = _tiles(labels_of, model, params, image, tile)
     if out is None:
         small = model.num_classes <= 256
         out = np.empty(image.shape[:2], np.uint8 if small else np.int32)
@@ -105,7 +104,7 @@ def logits_tiled(
     Raises:
         ValueError: at once, as `predict_tiled` does.
     """
-    return _tiles(_logits, model, params, image, tile)
+    return _tiles(scores_of, model, params, image, tile)
 
 
 def receptive_field(model: FCN, row: int, *, side: int) -> Rows:
@@ -268,18 +267,3 @@ def _check_out(out: np.ndarray, shape: tuple[int, ...], num_classes: int) -> Non
         )
     if num_classes - 1 > np.iinfo(out.dtype).max:
         raise ValueError(f"out of {out.dtype} cannot hold {num_classes} classes")
-
-
-@partial(jax.jit, static_argnums=0)
-def _logits(
-    model: FCN, params: dict[str, Any], batch: np.ndarray, size: np.ndarray
-) -> jax.Array:
-    return model.apply({"params": params}, batch, size)
-
-
-# In one program with the network, so that only labels leave the device.
-@partial(jax.jit, static_argnums=0)
-def _labels(
-    model: FCN, params: dict[str, Any], batch: np.ndarray, size: np.ndarray
-) -> jax.Array:
-    return jnp.argmax(_logits(model, params, batch, size), axis=-1).astype(jnp.int32)

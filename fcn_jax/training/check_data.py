@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from fcn_jax.data.balance import inverse_log, median_frequency
+from fcn_jax.data.balance import BALANCES
 from fcn_jax.data.check import Survey, check_source, overlaps, report, shortened
 from fcn_jax.files import write_json
 from fcn_jax.training.config import Config, check, make_source
@@ -15,7 +15,6 @@ from fcn_jax.visualize import class_chart
 
 _MOST_LINES = 20  # Printed of problems or warnings; data.json has them all.
 _LEAST_THREADS = 4
-_WEIGHTS = {"median_frequency": median_frequency, "inverse_log": inverse_log}
 
 
 def check_data(config: Config, out: Path, *, progress: bool = True) -> int:
@@ -119,6 +118,6 @@ def _split_record(survey: Survey) -> dict[str, Any]:
         "warnings": survey.warnings,
     }
     if survey.class_pixels.any():
-        for name, balance in _WEIGHTS.items():
+        for name, balance in BALANCES.items():
             record[name] = np.round(balance(survey), 6).tolist()
     return record

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fcn_jax.data.balance import BALANCES
 from fcn_jax.data.shapes import ShapesSource
 from fcn_jax.data.sources import FolderSource
 from fcn_jax.data.tfds_source import TfdsSource
@@ -23,7 +24,6 @@ VGG16_HELP = (
     "(--config.init_from=) to start at random"
 )
 DTYPES = ("float32", "bfloat16")
-CLASS_BALANCES = ("", "median_frequency", "inverse_log")
 SHAPES_TRAIN, SHAPES_EVAL = 4000, 100  # Pictures of the two splits of "shapes".
 
 
@@ -122,7 +122,7 @@ def check(config: Config) -> None:
     data = config.data
     _one_of("model.dtype", config.model.dtype, DTYPES)
     _one_of("parallel", config.parallel, MODES)
-    _one_of("class_balance", config.class_balance, CLASS_BALANCES)
+    _one_of("class_balance", config.class_balance, ("", *BALANCES))
     make_model(config)
     if data.name == "folder" and not data.root:
         raise ValueError(f"config.data.root is not set. {data.help}".strip())

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fcn_jax.data import balance
+from fcn_jax.data.balance import BALANCES
 from fcn_jax.data.check import check_source
 from fcn_jax.models.fcn import FCN
 from fcn_jax.parallel import is_main
@@ -90,7 +90,7 @@ def _balanced(config: Config, source: Any) -> Config:
     )
     if survey.problems:
         raise ValueError(survey.problems[0])
-    weights = getattr(balance, config.class_balance)(survey)
+    weights = BALANCES[config.class_balance](survey)
     _log.info("class weights: %s", " ".join(f"{weight:.3g}" for weight in weights))
     return dataclasses.replace(config, class_weights=tuple(weights.tolist()))
 

@@ -6,8 +6,9 @@ from PIL import Image
 
 from fcn_jax.data.buckets import bucket, fill_up
 from fcn_jax.evaluation.evaluate import evaluate
-from fcn_jax.inference.buckets import labels_of, predict_many
+from fcn_jax.inference.buckets import predict_many
 from fcn_jax.inference.predict import apply, predict
+from fcn_jax.inference.programs import labels_of
 from fcn_jax.models.fcn import FCN
 
 MODEL = FCN(variant="fcn32s", num_classes=5, width=1 / 16)

@@ -214,7 +214,7 @@ def test_tiles_are_as_large_as_their_pixels_allow(small, monkeypatch, size, seen
         batches.append(batch.shape)
         return np.zeros((*batch.shape[:3], 1))
 
-    monkeypatch.setattr(tiles, "_logits", logits)
+    monkeypatch.setattr(tiles, "scores_of", logits)
     image = np.broadcast_to(np.uint8(0), (*size, 3))
     next(logits_tiled(*small, image, tile=768 * 768))
     assert batches == [(1, *seen, 3)]

@@ -31,7 +31,16 @@ from fcn_jax.training.config import (
 )
 from fcn_jax.visualize import save_label_png
 from fcn_jax.weights.inspect import describe
-from fcn_jax.weights.store import compare, load, read, read_content, save_weights
+from fcn_jax.weights.store import (
+    Weights,
+    compare,
+    read,
+    read_content,
+    read_network,
+    save_weights,
+)
+
+_WEIGHTS = "file of weights, run directory, or name such as vgg16"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -51,12 +60,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m fcn_jax")
     commands = parser.add_subparsers(dest="name", required=True)
 
-    what = "file of weights, run directory, or name such as vgg16"
     command = commands.add_parser("evaluate", help="scores of a network on a split")
     command.set_defaults(command=_evaluate)
-    network = command.add_mutually_exclusive_group(required=True)
-    network.add_argument("--run", type=Path, help="run directory")
-    network.add_argument("--weights", help=what)
+    _add_network(command)
     command.add_argument(
         "--data", choices=("voc",), help="with --weights: the data set, or else"
     )
@@ -77,9 +83,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument(
         "images", nargs="+", metavar="IMAGE", help="files, folders or patterns"
     )
-    network = command.add_mutually_exclusive_group(required=True)
-    network.add_argument("--run", type=Path, help="run directory")
-    network.add_argument("--weights", help=what)
+    _add_network(command)
     command.add_argument("--out", type=Path, required=True, help="folder of results")
     command.add_argument(
         "--batch-size", type=int, default=0, help="default: 8, on a CPU 1"
@@ -103,30 +107,40 @@ def _parser() -> argparse.ArgumentParser:
 
     command = commands.add_parser("export", help="a network as a file for JAX alone")
     command.set_defaults(command=_export)
-    network = command.add_mutually_exclusive_group(required=True)
-    network.add_argument("--run", type=Path, help="run directory")
-    network.add_argument("--weights", help=what)
+    _add_network(command)
     command.add_argument("--out", type=Path, required=True, metavar="FILE.npz")
     command.add_argument("--output", choices=OUTPUTS, default="labels")
 
     command = commands.add_parser("inspect", help="what a file of weights holds")
     command.set_defaults(command=_inspect)
-    command.add_argument("file", metavar="FILE", help=what)
+    command.add_argument("file", metavar="FILE", help=_WEIGHTS)
 
     command = commands.add_parser("convert", help="weights of any kind to safetensors")
     command.set_defaults(command=_convert)
-    command.add_argument("source", metavar="IN", help=what)
+    command.add_argument("source", metavar="IN", help=_WEIGHTS)
     command.add_argument("target", type=Path, metavar="OUT.safetensors")
     return parser
 
 
+def _add_network(command: argparse.ArgumentParser) -> None:
+    network = command.add_mutually_exclusive_group(required=True)
+    network.add_argument("--run", type=Path, help="run directory")
+    network.add_argument("--weights", help=_WEIGHTS)
+
+
+def _network(args: argparse.Namespace) -> tuple[Weights, Config | None]:
+    """The network of --run, with the config of the run, or that of --weights."""
+    if not args.run:
+        return read_network(args.weights), None
+    config = load_config(args.run / CONFIG_FILE)
+    # The config tells in which dtype it computes, the file does not.
+    return read_network(args.run)._replace(model=make_model(config)), config
+
+
 def _evaluate(args: argparse.Namespace) -> int:
-    if args.run:
-        config = load_config(args.run / CONFIG_FILE)
-        model, (_, params) = make_model(config), load(args.run)
-    else:
-        config = _data_config(args)
-        model, params = load(args.weights)
+    given = None if args.run else _data_config(args)  # Its errors before a download.
+    weights, config = _network(args)
+    model, config = weights.model, config or given
     data = config.data
     data.root = args.root or data.root
     data.manual_dir = args.manual_dir or data.manual_dir
@@ -139,7 +153,7 @@ def _evaluate(args: argparse.Namespace) -> int:
     voc = out / "results" / "VOC2012" / "Segmentation" / f"comp6_{split}_cls"
     confusion, rows = judge(
         model,
-        params,
+        weights.params,
         source,
         names,
         ignore_label=data.ignore_label,
@@ -195,18 +209,13 @@ def _label_saver(folder: Path) -> Callable[[str, np.ndarray], None]:
 
 
 def _predict(args: argparse.Namespace) -> int:
-    size: tuple = ()
-    if args.run:
-        config = load_config(args.run / CONFIG_FILE)
-        model, (_, params), size = make_model(config), load(args.run), config.data.size
-    else:
-        model, params = load(args.weights)
+    weights, config = _network(args)
     written, unread = predict_files(
-        model,
-        params,
+        weights.model,
+        weights.params,
         args.images,
         args.out,
-        size=size,
+        size=config.data.size if config else (),
         batch_size=args.batch_size,
         scales=args.scales,
         flip=args.flip,
@@ -227,9 +236,7 @@ def _check_data(args: argparse.Namespace) -> int:
 
 
 def _export(args: argparse.Namespace) -> int:
-    weights = read(args.run or args.weights)
-    if weights.model is None:
-        raise ValueError(f"{args.weights} holds a VGG-16 and no score layers")
+    weights, _ = _network(args)
     export(
         args.out,
         weights.model,

@@ -12,6 +12,8 @@ import pytest
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from hypothesis import settings
 
+from fcn_jax.models.fcn import FCN
+
 # The same examples on every machine, and no deadline: these machines may be slow.
 settings.register_profile("fcn_jax", derandomize=True, deadline=None)
 settings.load_profile("fcn_jax")
@@ -112,6 +114,16 @@ def head_params(weights: dict, variant: str, learned: bool = False) -> dict:
         for name in UPSAMPLINGS[variant]:
             params[name] = {"kernel": weights[name].transpose(2, 3, 0, 1)}
     return params
+
+
+def network(variant: str, **fields) -> tuple[FCN, dict]:
+    """A thin network of 4 classes with random weights, and its parameters."""
+    model = FCN(variant=variant, num_classes=4, width=1 / 32, dropout=0.0, **fields)
+    weights = random_weights(
+        np.random.default_rng(4), width=model.width, num_classes=model.num_classes
+    )
+    head = head_params(weights, variant, model.learn_upsampling)
+    return model, {"body": body_params(weights), "head": head}
 
 
 class Graph:
@@ -270,5 +282,6 @@ def reference():
         random_weights=random_weights,
         body_params=body_params,
         head_params=head_params,
+        network=network,
         write_caffemodel=write_caffemodel,
     )

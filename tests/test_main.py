@@ -265,7 +265,11 @@ def test_unknown_argument_is_refused(capsys):
     assert "unrecognized arguments: --fast" in capsys.readouterr().err
 
 
-COMMANDS = {"evaluate": [], "predict": ["image.png", "--out", "out"]}
+COMMANDS = {
+    "evaluate": [],
+    "predict": ["image.png", "--out", "out"],
+    "export": ["--out", "out.npz"],
+}
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -51,7 +51,7 @@ def judge(
         The confusion matrix, for `report`, and the examples that `evaluate` kept.
     """
     return evaluate(
-        functools.partial(predict_many, model, params, size=size),
+        functools.partial(predict_many, model, params, size=size, progress=progress),
         source,
         num_classes=len(class_names),
         ignore_label=ignore_label,

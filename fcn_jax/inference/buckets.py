@@ -40,6 +40,7 @@ def predict_many(
     size: tuple[int, int] | tuple[()] = (),
     batch_size: int = 0,
     step: int = STEP,
+    progress: bool = False,
 ) -> Iterator[tuple[Key, np.ndarray]]:
     """The class of every pixel of many images, in batches of one bucket.
 
@@ -54,6 +55,7 @@ def predict_many(
         batch_size: images of a batch; 0 for 8, or for 1 on a CPU, which gains nothing
             from more.
         step: see `bucket`.
+        progress: whether to show a progress bar of the tiles of an image.
     Yields:
         (key, labels [H, W] int32), in the order in which batches become full.
     """
@@ -66,7 +68,8 @@ def predict_many(
     waiting: dict[tuple[int, int], list] = {}
     for key, image in images:
         if needs_tiles(image.shape[:2]):
-            yield key, predict_tiled(model, params, image).astype(np.int32)
+            labels = predict_tiled(model, params, image, progress=progress)
+            yield key, labels.astype(np.int32)
             continue
         shape = bucket(image.shape[:2], step)
         group = waiting.setdefault(shape, [])

@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax.traverse_util import flatten_dict, unflatten_dict
+from flax.traverse_util import unflatten_dict
 from jax import export as jax_export
 
 from fcn_jax.files import replacing
@@ -26,7 +26,7 @@ from fcn_jax.inference.image import Array, as_batch
 from fcn_jax.inference.predict import apply
 from fcn_jax.models.fcn import FCN
 from fcn_jax.models.geometry import body_extents
-from fcn_jax.weights.network import shapes_of
+from fcn_jax.weights.store import arrays_of
 
 OUTPUTS = ("labels", "logits")
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
@@ -113,7 +113,7 @@ def export(
             "classes; pass one for each class, or none"
         )
     model = model.clone(dtype=jnp.float32)
-    arrays, device = _arrays(model, params), _device(platforms)
+    arrays, device = arrays_of(model, params), _device(platforms)
     metadata = {
         "format": _FORMAT,
         "version": _VERSION,
@@ -161,25 +161,6 @@ def load(path: str | Path) -> Artefact:
     output, names = metadata["output"], tuple(metadata["class_names"])
     weights, call = jax.device_put(arrays), jax.jit(program.call)
     return Artefact(output, names, lambda batch: call(weights, batch))
-
-
-def _arrays(model: FCN, params: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """The parameters of a model by their path, float32."""
-    given, shapes = flatten_dict(params, sep="/"), shapes_of(model)
-    arrays = {k: np.asarray(given[k], np.float32) for k in shapes if k in given}
-    unfit = [
-        name
-        for name, shape in shapes.items()
-        if name not in arrays
-        or arrays[name].shape != shape
-        or not np.isfinite(arrays[name]).all()
-    ]
-    if unfit:
-        raise ValueError(
-            "params do not fit the network; missing, of another shape or not finite: "
-            + ", ".join(unfit)
-        )
-    return arrays
 
 
 def _device(platforms: Sequence[str]) -> jax.Device:

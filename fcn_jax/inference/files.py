@@ -87,7 +87,7 @@ def predict_files(
     if several:
         run = functools.partial(predict_scales, scales=scales, flip=flip)
     else:
-        run = functools.partial(predict_many, batch_size=batch_size)
+        run = functools.partial(predict_many, batch_size=batch_size, progress=True)
     with bar:
         for (path, image), result in run(model, params, images, size=size):
             labels = result.argmax(-1) if several else result

@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from fcn_jax.data.buckets import bucket, fill_up
+from fcn_jax.inference.buckets import predict_many
 from fcn_jax.inference.image import Array, as_batch
 from fcn_jax.inference.programs import labels_of, scores_of
 from fcn_jax.models.fcn import FCN, model_of
@@ -42,7 +42,8 @@ def predict(params: dict[str, Any], image: Array, *, model: FCN | None = None) -
     """The class of every pixel: the one of the highest score in `apply`.
 
     Compiled once for each bucket of sizes (fcn_jax.inference.buckets), not for each
-    size; works inside jax.jit, too.
+    size. Images above 4 million pixels go one by one in tiles, in the memory of a tile
+    (fcn_jax.inference.tiles). Works inside jax.jit, too, on whole images of any size.
 
     Args:
         params: of the model.
@@ -55,12 +56,10 @@ def predict(params: dict[str, Any], image: Array, *, model: FCN | None = None) -
     """
     batch, single = as_batch(image)
     model = model or model_of(params)
-    height, width = batch.shape[1:3]
     if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves((params, batch))):
         labels = labels_of(model, params, batch)
-    else:
-        shape = bucket((height, width))
-        batch, size = fill_up(list(np.asarray(batch)), shape, len(batch))
-        labels = np.asarray(labels_of(model, params, batch, size))
-    labels = labels[:, :height, :width]
+    else:  # Images of one size, so they keep their order.
+        images = enumerate(np.asarray(batch))
+        found = predict_many(model, params, images, batch_size=len(batch))
+        labels = np.stack([labels for _, labels in found])
     return labels[0] if single else labels

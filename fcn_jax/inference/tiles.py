@@ -14,19 +14,23 @@ It overlaps its neighbours. Where a tile ends with the image, its layers see the
 that they see in the whole; where it ends inside, they see zeros in place of the pixels
 beyond. The rows that these reach (`margins`, from the `receptive_field`) are left to
 the neighbour.
+
+All tiles of an image are of one shape, so they share a program.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
 import numpy as np
+from tqdm import tqdm
 
+from fcn_jax.data.buckets import fill_up
 from fcn_jax.inference.image import as_batch
 from fcn_jax.inference.programs import labels_of, scores_of
 from fcn_jax.models.fcn import FCN, SKIPS
-from fcn_jax.models.geometry import CAFFE_PAD, IMAGE, caffe_coordinates, crop_offset
+from fcn_jax.models.geometry import CAFFE_PAD, caffe_offsets, crop_offset
 from fcn_jax.models.upsampling import kernel_side, transpose_padding
 from fcn_jax.models.vgg import BLOCKS, NUM_POOLS
 
@@ -38,6 +42,8 @@ STRIDE = 2**NUM_POOLS
 
 # First and last row of a map.
 Rows = tuple[int, int]
+# What a tile sees of the rows and of the columns of an image, and what is kept of that.
+Part = tuple[tuple[slice, slice], tuple[slice, slice]]
 
 
 def needs_tiles(shape: tuple[int, ...], max_pixels: int = MAX_PIXELS) -> bool:
@@ -52,20 +58,23 @@ def predict_tiled(
     *,
     tile: int | tuple[int, int] = MAX_PIXELS,
     out: np.ndarray | None = None,
+    progress: bool = False,
 ) -> np.ndarray:
     """The class of every pixel of an image of any size, in the memory of a tile.
 
     Labels are those that `fcn_jax.predict` gives the whole image, but where two scores
-    are equal to rounding. One program is compiled for all images of several tiles.
+    are equal to rounding.
 
     Args:
         model: the network.
         params: of the model.
         image: [H, W, 3] uint8 or float, RGB in [0, 255]; may be a np.memmap.
-        tile: pixels that the network may see at once, or a height and width, of which
-            whole multiples of 32 are used. The larger, the less is computed twice: a
-            quarter to a half of each side goes to `margins` in tiles of 1024 to 2048.
+        tile: pixels that the network may see at once, or a height and width. Tiles are
+            made equal, their sides multiples of 32, and no larger than they need be.
+            The larger, the less is computed twice: a quarter to a half of each side
+            goes to `margins` in tiles of 1024 to 2048.
         out: [H, W] of an integer dtype for the labels, such as a np.memmap.
+        progress: whether to show a progress bar, which goes away at the end.
     Returns:
         ``out``, or labels [H, W] uint8 (int32 for more than 256 classes).
     Raises:
@@ -77,12 +86,13 @@ def predict_tiled(
         image = np.load("mosaic.npy", mmap_mode="r")
         labels = predict_tiled(model, params, image)
     """
-    tiles = _tiles(labels_of, model, params, image, tile)
+    shape, parts = _plan(model, image, tile)
     if out is None:
         small = model.num_classes <= 256
         out = np.empty(image.shape[:2], np.uint8 if small else np.int32)
     _check_out(out, image.shape[:2], model.num_classes)
-    for rows, cols, labels in tiles:
+    bar = tqdm(parts, desc="tiles", unit="tile", leave=False, disable=not progress)
+    for rows, cols, labels in _run(labels_of, model, params, image, shape, bar):
         out[rows, cols] = labels
     return out
 
@@ -104,7 +114,7 @@ def logits_tiled(
     Raises:
         ValueError: at once, as `predict_tiled` does.
     """
-    return _tiles(scores_of, model, params, image, tile)
+    return _run(scores_of, model, params, image, *_plan(model, image, tile))
 
 
 def receptive_field(model: FCN, row: int, *, side: int) -> Rows:
@@ -120,7 +130,7 @@ def receptive_field(model: FCN, row: int, *, side: int) -> Rows:
     caffe, skips = model.geometry == "caffe", SKIPS[model.variant]
     level = NUM_POOLS - len(skips)
     if caffe:
-        offsets, last = _caffe_offsets(skips)
+        *offsets, last = caffe_offsets(skips)
     else:  # An upsampled map is longer at its end only, by less than its stride.
         offsets = [0] * len(skips)
         last = crop_offset(side + -side % 2**level, side, model.crop)
@@ -151,16 +161,6 @@ def margins(model: FCN, side: int) -> tuple[int, int]:
     return before, after
 
 
-def _caffe_offsets(skips: tuple[str, ...]) -> tuple[list[int], int]:
-    """Of the crops of each pool and of the logits, as the head of an FCN has them."""
-    coordinates, offsets = caffe_coordinates(), []
-    at = coordinates["fc7"]
-    for pool in skips:
-        at = at.upsampled(2)
-        offsets.append(coordinates[pool].offset(at))
-    return offsets, at.upsampled(STRIDE >> len(skips)).offset(IMAGE)
-
-
 def _pooled_from(rows: Rows, level: int, caffe: bool) -> Rows:
     """The rows of the image that the body makes these rows of a pool of."""
     for block in range(level, 0, -1):
@@ -179,30 +179,61 @@ def _upsampled_from(rows: Rows, factor: int, caffe: bool) -> Rows:
     return (rows[0] + cut - kernel) // factor + 1, (rows[1] + cut) // factor
 
 
-def _spans(model: FCN, side: int, tile: int) -> list[tuple[slice, slice]]:
-    """Along a side of the image, what each tile sees of it and what is kept of that.
-
-    All see equally much, at most ``tile``.
-    """
-    if side <= tile:
-        return [(slice(0, side), slice(0, side))]
-    rest = -side % STRIDE
-    size = tile - rest
-    before, after = margins(model, side)
-    advance = (size - before - after) // STRIDE * STRIDE
-    if advance <= 0:
-        least = _aligned(before + after + rest) + STRIDE
+def _plan(
+    model: FCN, image: np.ndarray, tile: int | tuple[int, int]
+) -> tuple[tuple[int, int], list[Part]]:
+    """The height and width of the tiles of an image, and the part that each sees."""
+    if not as_batch(image)[1]:
         raise ValueError(
-            f"tile of {tile} pixels on a side is too small for an image of {side}: "
-            f"pixels depend on {before} before and {after} after them; pass at least "
-            f"{least} on a side"
+            f"image must be one image [H, W, 3], got a batch {list(image.shape)}: "
+            "pass its images one by one"
         )
-    starts = [*range(0, side - size, advance), side - size]
-    edges = [0, *(start + before for start in starts[1:]), side]
-    return [
-        (slice(start, start + size), slice(first, end))
-        for start, first, end in zip(starts, edges, edges[1:], strict=False)
+    size = image.shape[:2]
+    shape = _shape(model, size, tile)
+    rows, cols = (_spans(model, *sides) for sides in zip(size, shape, strict=True))
+    return shape, [(row, col) for row in rows for col in cols]
+
+
+def _shape(
+    model: FCN, size: tuple[int, int], tile: int | tuple[int, int]
+) -> tuple[int, int]:
+    """Height and width of tiles that cover an image with the fewest pixels."""
+    sides = [(_aligned(side), _lost(model, side)) for side in size]
+    least = tuple(min(whole, lost + STRIDE) for whole, lost in sides)
+    if isinstance(tile, tuple):
+        limits = [tile]
+    else:
+        heights = range(least[0], tile // least[1] + 1, STRIDE)
+        limits = [(height, tile // height) for height in heights]
+    layouts = [
+        (_even(*sides[0], height), _even(*sides[1], width))
+        for height, width in limits
+        if height >= least[0] and width >= least[1]
     ]
+    if not layouts:
+        raise ValueError(
+            f"tile = {tile} is too small for an image of {list(size)}: with what its "
+            f"pixels depend on around them, a tile has {least[0]} x {least[1]} pixels "
+            "or more; pass at least that"
+        )
+    (_, height), (_, width) = min(
+        layouts, key=lambda layout: math.prod(layout[0] + layout[1])
+    )
+    return height, width
+
+
+def _even(whole: int, lost: int, most: int) -> tuple[int, int]:
+    """How few tiles of side ``most`` cover a side, and the least side that does too."""
+    if whole <= most:
+        return 1, whole
+    share = (whole - lost) // STRIDE
+    count = -(-share // ((most - lost) // STRIDE))
+    return count, lost + -(-share // count) * STRIDE
+
+
+def _lost(model: FCN, side: int) -> int:
+    """Rows by which tiles overlap: a tile more covers so many less than its own."""
+    return _aligned(sum(margins(model, side)) + -side % STRIDE)
 
 
 def _aligned(side: int) -> int:
@@ -210,49 +241,39 @@ def _aligned(side: int) -> int:
     return side + -side % STRIDE
 
 
-def _shape(image: tuple[int, int], tile: int | tuple[int, int]) -> tuple[int, int]:
-    """Height and width, multiples of 32, of what the network sees at once."""
-    height, width = map(_aligned, image)
-    if isinstance(tile, tuple):
-        rows, cols = (side // STRIDE * STRIDE for side in tile)
-        return min(height, rows), min(width, cols)
-    rows = min(height, math.isqrt(max(tile, 0)) // STRIDE * STRIDE)
-    cols = min(width, tile // max(rows, 1) // STRIDE * STRIDE)
-    # Of an image that is narrow, longer tiles than a square.
-    return min(height, tile // max(cols, 1) // STRIDE * STRIDE), cols
+def _spans(model: FCN, side: int, tile: int) -> list[tuple[slice, slice]]:
+    """Along a side of the image, what each tile sees of it and what is kept of that.
+
+    All see equally much, at most ``tile``.
+    """
+    if side <= tile:
+        return [(slice(0, side), slice(0, side))]
+    size = tile - -side % STRIDE
+    before, _ = margins(model, side)
+    starts = [*range(0, side - size, tile - _lost(model, side)), side - size]
+    edges = [0, *(start + before for start in starts[1:]), side]
+    return [
+        (slice(start, start + size), slice(first, end))
+        for start, first, end in zip(starts, edges, edges[1:], strict=False)
+    ]
 
 
-def _tiles(
+def _run(
     run: Callable,
     model: FCN,
     params: dict[str, Any],
     image: np.ndarray,
-    tile: int | tuple[int, int],
+    shape: tuple[int, int],
+    parts: Iterable[Part],
 ) -> Iterator[tuple[slice, slice, np.ndarray]]:
     """What ``run`` gives for each part of an image, as `logits_tiled` describes it."""
-    if not as_batch(image)[1]:
-        raise ValueError(
-            f"image must be one image [H, W, 3], got a batch {list(image.shape)}: "
-            "pass its images one by one"
-        )
-    shape = _shape(image.shape[:2], tile)
-    rows, cols = (
-        _spans(model, side, limit)
-        for side, limit in zip(image.shape[:2], shape, strict=True)
-    )
     params = jax.device_put(params)
-
-    def part(row: tuple[slice, slice], col: tuple[slice, slice]):
-        seen = image[row[0], col[0]]
+    for row, col in parts:
         # Of one shape always, with the true size beside it: else each remainder of a
         # side, in another image, would be a program of its own.
-        batch = np.zeros((1, *shape, 3), image.dtype)
-        batch[0, : seen.shape[0], : seen.shape[1]] = seen
-        size = np.array([seen.shape[:2]], np.int32)
+        batch, size = fill_up([image[row[0], col[0]]], shape, 1)
         found = np.asarray(run(model, params, batch, size))[0]
-        return row[1], col[1], found[_within(*row), _within(*col)]
-
-    return (part(row, col) for row in rows for col in cols)
+        yield row[1], col[1], found[_within(*row), _within(*col)]
 
 
 def _within(seen: slice, kept: slice) -> slice:

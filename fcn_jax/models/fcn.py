@@ -10,9 +10,8 @@ import jax.numpy as jnp
 from fcn_jax.models.extent import Extents, windows, zero_outside
 from fcn_jax.models.geometry import (
     CAFFE_PAD,
-    IMAGE,
     body_extents,
-    caffe_coordinates,
+    caffe_offsets,
     crop_to,
     window,
 )
@@ -83,7 +82,7 @@ class Head(nn.Module):
         size: jax.Array | None,
         extents: Extents,
     ) -> jax.Array:
-        caffe, coordinates = self.geometry == "caffe", caffe_coordinates()
+        caffe, skips = self.geometry == "caffe", SKIPS[self.variant]
 
         def score(name: str, x: jax.Array) -> jax.Array:
             init = _SCORE_INITS[self.score_init]
@@ -97,18 +96,16 @@ class Head(nn.Module):
             padding = "VALID" if caffe else "SAME"
             return Upsample(factor, self.learn_upsampling, padding, name=name)(x)
 
-        # Where x lies over the image: known in geometry "caffe", of no use in "same".
-        x, at = score("score_fr", maps["fc7"]), coordinates["fc7"]
+        *offsets, last_offset = caffe_offsets(skips)  # Of no use in geometry "same".
         extent = extents.get("fc7")
-        x = zero_outside(x, extent)
+        x = zero_outside(score("score_fr", maps["fc7"]), extent)
         stride = 32
         names = ("upscore2", "upscore_pool4")
-        skips = zip(SKIPS[self.variant], self.pool_scales, names, strict=False)
-        for pool, scale, name in skips:
+        steps = zip(skips, self.pool_scales, names, offsets, strict=False)
+        for pool, scale, name, offset in steps:
             skip = score(f"score_{pool}", maps[pool] * scale)
-            x, at = upsample(x, 2, name), at.upsampled(2)  # [B, 2h, 2w, C] or 2 more
+            x = upsample(x, 2, name)  # [B, 2h, 2w, C] or 2 more
             if caffe:  # The pool's map is the larger one.
-                offset = coordinates[pool].offset(at)
                 x += window(skip, offset, offset, x.shape[1:3])
             else:
                 x = crop_to(x, skip.shape[1:3], self.crop) + skip
@@ -117,9 +114,9 @@ class Head(nn.Module):
             x = zero_outside(x, extent)
             stride //= 2
         name = "upscore" if stride == 32 else f"upscore{stride}"
-        x, at = upsample(x, stride, name), at.upsampled(stride)
+        x = upsample(x, stride, name)
         if caffe:
-            return window(x, at.offset(IMAGE), at.offset(IMAGE), shape)
+            return window(x, last_offset, last_offset, shape)
         if size is None or self.crop == "corner":
             return crop_to(x, shape, self.crop)
         return windows(x, (stride * extent - size) // 2, shape)

@@ -10,6 +10,7 @@ leaves in pool5 the 7 rows that fc6 needs. What the padding adds is cut off agai
 and the difference of two places is the offset of a crop, such as the 19 of FCN-32s.
 """
 
+from collections.abc import Sequence
 from fractions import Fraction
 from typing import Literal, NamedTuple
 
@@ -107,6 +108,23 @@ def caffe_coordinates() -> dict[str, Coordinates]:
         at = maps[f"pool{block}"] = at.convolved(2, stride=2)
     maps["fc7"] = at.convolved(7)
     return maps
+
+
+def caffe_offsets(skips: Sequence[str]) -> list[int]:
+    """First rows (and columns) that the crops of geometry "caffe" keep.
+
+    Args:
+        skips: the pools that a head fuses with, coarse to fine.
+    Returns:
+        The offset in the scores of each pool, then that in the last upsampled map.
+    """
+    coordinates, offsets = caffe_coordinates(), []
+    at = coordinates["fc7"]
+    for pool in skips:
+        at = at.upsampled(2)
+        offsets.append(coordinates[pool].offset(at))
+    last = at.upsampled(2 ** (NUM_POOLS - len(skips)))
+    return [*offsets, last.offset(IMAGE)]
 
 
 def body_extents(size: jax.Array, *, caffe: bool) -> Extents:

@@ -65,13 +65,19 @@ def load(path: str | Path) -> tuple[FCN, dict]:
             or if its arrays do not fit its network, naming each.
         OSError: if a download fails.
     """
+    weights = read_network(path)
+    return weights.model, weights.params
+
+
+def read_network(path: str | Path) -> Weights:
+    """Reads a network as `load` does, with all that `read` tells of it."""
     weights = read(path)
     if weights.model is None:
         raise ValueError(
             f"{path} holds a VGG-16 ({weights.source}) and no score layers; use "
             "fcn_jax.load_vgg16"
         )
-    return weights.model, jax.tree.map(jnp.asarray, weights.params)
+    return weights._replace(params=jax.tree.map(jnp.asarray, weights.params))
 
 
 def load_vgg16(path: str | Path) -> dict:
@@ -166,9 +172,23 @@ def save(
             f"class_names has {len(class_names)} names for {model.num_classes} "
             "classes; pass one for each class, or none"
         )
-    arrays = _fit("params", flatten_dict(params, sep="/"), shapes_of(model))
+    arrays = arrays_of(model, params)
     fields = {"model": fields_of(model), "class_names": list(class_names)}
     native.write(path, arrays, fields)
+
+
+def arrays_of(model: FCN, params: Mapping) -> dict[str, np.ndarray]:
+    """The parameters of a network by their path such as "body/conv1_1/kernel".
+
+    Args:
+        model: the network.
+        params: its parameters; arrays that the network does not use are left out.
+    Returns:
+        {path: float32 array}.
+    Raises:
+        ValueError: if arrays are missing, of another shape or not finite, naming each.
+    """
+    return _fit("params", flatten_dict(params, sep="/"), shapes_of(model))
 
 
 def save_weights(path: str | Path, weights: Weights) -> None:

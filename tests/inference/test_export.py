@@ -197,13 +197,18 @@ def test_arguments_that_do_not_fit_are_refused(tmp_path, arguments, message):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(
-    "bias", [None, np.zeros(CLASSES + 1), np.full(CLASSES, np.nan)]
-)
-def test_params_that_do_not_fit_are_named(tmp_path, bias):
+UNFIT = [
+    (None, r"is missing, want \(5,\)"),
+    (np.zeros(CLASSES + 1), r"has shape \(6,\), want \(5,\)"),
+    (np.full(CLASSES, np.nan), "holds NaN or infinity"),
+]
+
+
+@pytest.mark.parametrize("bias, problem", UNFIT)
+def test_params_that_do_not_fit_are_named(tmp_path, bias, problem):
     flat = {**flatten_dict(PARAMS, sep="/"), "head/score_fr/bias": bias}
     flat = {name: array for name, array in flat.items() if array is not None}
-    with pytest.raises(ValueError, match="not finite: head/score_fr/bias$"):
+    with pytest.raises(ValueError, match=f"\nhead/score_fr/bias {problem}$"):
         export(tmp_path / "a.npz", MODEL, unflatten_dict(flat, sep="/"))
     assert list(tmp_path.iterdir()) == []
 

@@ -4,6 +4,7 @@ import pytest
 from PIL import Image
 
 from fcn_jax.data.sources import read_image, read_label
+from fcn_jax.inference import buckets
 from fcn_jax.inference.files import find_images, predict_files
 from fcn_jax.inference.predict import apply, predict
 from fcn_jax.models.fcn import FCN
@@ -105,6 +106,19 @@ def test_unreadable_files_are_left_out_and_listed(params, tmp_path):
         "good.png",
         "good_overlay.png",
     ]
+
+
+def test_large_image_shows_the_progress_of_its_tiles(
+    params, tmp_path, monkeypatch, capsys
+):
+    path = save(tmp_path / "a.png", picture())
+    predict_files(MODEL, params, [path], tmp_path / "small")
+    assert "tiles:" not in capsys.readouterr().err
+    monkeypatch.setattr(buckets, "needs_tiles", lambda shape: True)
+    predict_files(MODEL, params, [path], tmp_path / "large")
+    assert "tiles:" in capsys.readouterr().err
+    labels = read_label(tmp_path / "large" / "a.png")
+    np.testing.assert_array_equal(labels, predict(params, picture()))
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,16 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
 
+from fcn_jax.inference import buckets, tiles
 from fcn_jax.inference.image import as_batch
 from fcn_jax.inference.predict import apply, predict
+from fcn_jax.inference.programs import labels_of
+from fcn_jax.inference.tiles import predict_tiled
 from fcn_jax.models.fcn import FCN
 
 MODEL = FCN(variant="fcn32s", num_classes=5, width=1 / 16)
@@ -44,6 +49,39 @@ def test_predict_takes_the_highest_score(params):
     labels = predict(params, picture())
     assert labels.shape == SIZE and labels.dtype == jnp.int32
     np.testing.assert_array_equal(labels, np.argmax(apply(params, picture()), -1))
+
+
+@pytest.fixture
+def tile_shapes(monkeypatch):
+    """Of the tiles that the network sees, where 20,000 pixels are the limit."""
+    shapes = []
+
+    def run(model, params, batch, size):
+        shapes.append(batch.shape)
+        return labels_of(model, params, batch, size)
+
+    in_tiles = functools.partial(predict_tiled, tile=20_000)
+    monkeypatch.setattr(buckets, "needs_tiles", lambda s: s[0] * s[1] > 20_000)
+    monkeypatch.setattr(buckets, "predict_tiled", in_tiles)
+    monkeypatch.setattr(tiles, "labels_of", run)
+    return shapes
+
+
+@pytest.mark.parametrize("kind", [np.asarray, jnp.asarray])
+def test_predict_of_large_images_sees_a_tile_at_once(params, tile_shapes, kind):
+    batch = np.stack([picture(20, 1100, seed=1), picture(20, 1100, seed=2)])
+    labels = predict(params, kind(batch))
+    assert isinstance(labels, np.ndarray) and labels.dtype == np.int32
+    np.testing.assert_array_equal(labels, np.argmax(apply(params, batch), -1))
+    assert len(tile_shapes) > 2
+    assert all(b == 1 and h * w <= 20_000 for b, h, w, _ in tile_shapes)
+
+
+def test_predict_inside_jit_sees_the_whole_of_a_large_image(params, tile_shapes):
+    image = picture(20, 1100)
+    labels = jax.jit(predict)(params, image)
+    assert tile_shapes == []
+    np.testing.assert_array_equal(labels, np.argmax(apply(params, image), -1))
 
 
 def test_model_given_is_the_model_used(params):

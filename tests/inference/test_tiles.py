@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from fcn_jax.inference import tiles
 from fcn_jax.inference.predict import apply, predict
@@ -19,18 +21,17 @@ from fcn_jax.inference.tiles import (
 )
 from fcn_jax.models.fcn import FCN
 
-WIDTH, CLASSES = 1 / 32, 4
-
-# (variant, geometry, crop, learned upsampling, pool scales)
+LEARNED = {"learn_upsampling": True, "pool_scales": (0.5, 0.25)}
+# Fields of the network.
 CASES = {
     **{
-        f"{variant}-{geometry}": (variant, geometry, "center", False, (1.0, 1.0))
+        f"{variant}-{geometry}": {"variant": variant, "geometry": geometry}
         for variant in ("fcn32s", "fcn16s", "fcn8s")
         for geometry in ("same", "caffe")
     },
-    "fcn32s-corner": ("fcn32s", "same", "corner", False, (1.0, 1.0)),
-    "fcn8s-learned": ("fcn8s", "same", "corner", True, (0.5, 0.25)),
-    "fcn16s-caffe": ("fcn16s", "caffe", "center", True, (0.5, 0.25)),
+    "fcn32s-corner": {"variant": "fcn32s", "crop": "corner"},
+    "fcn8s-learned": {"variant": "fcn8s", "crop": "corner", **LEARNED},
+    "fcn16s-caffe": {"variant": "fcn16s", "geometry": "caffe", **LEARNED},
 }
 
 # Of images of several tiles in one direction or in both; sides of many remainders.
@@ -41,27 +42,6 @@ SIZES = {
     "fcn8s-learned": (66, 773),
 }
 LONG = (801, 33)
-
-
-def network(reference, variant, geometry, crop, learned, scales):
-    weights = reference.random_weights(
-        np.random.default_rng(4), width=WIDTH, num_classes=CLASSES
-    )
-    model = FCN(
-        variant=variant,
-        num_classes=CLASSES,
-        geometry=geometry,
-        crop=crop,
-        width=WIDTH,
-        dropout=0.0,
-        pool_scales=scales,
-        learn_upsampling=learned,
-    )
-    params = {
-        "body": reference.body_params(weights),
-        "head": reference.head_params(weights, variant, learned),
-    }
-    return model, params
 
 
 def picture(height, width, seed=0):
@@ -87,7 +67,7 @@ def apart(logits, tolerance):
 
 @pytest.mark.parametrize("case", CASES)
 def test_tiles_equal_the_whole_image(reference, case):
-    model, params = network(reference, *CASES[case])
+    model, params = reference.network(**CASES[case])
     image = picture(*SIZES.get(case, LONG))
     whole = np.asarray(apply(params, image, model=model))
     logits, times = stitched(model, params, image, (608, 608))
@@ -152,7 +132,7 @@ def test_receptive_field_by_hand():
 
 @pytest.fixture(scope="module")
 def small(reference):
-    return network(reference, *CASES["fcn8s-same"])
+    return reference.network(**CASES["fcn8s-same"])
 
 
 def test_labels_are_those_of_the_best_logits(small):
@@ -182,7 +162,7 @@ def test_image_and_labels_may_be_files(small, tmp_path):
     np.testing.assert_array_equal(np.load(tmp_path / "labels.npy"), expected)
 
 
-def test_images_of_many_sizes_share_one_program(small, monkeypatch):
+def test_tiles_of_images_of_about_one_size_share_one_program(small, monkeypatch):
     model, params = small
     traced, compute = [], FCN.apply
 
@@ -192,22 +172,14 @@ def test_images_of_many_sizes_share_one_program(small, monkeypatch):
 
     monkeypatch.setattr(FCN, "apply", apply)
     model = model.copy(dropout=0.25)  # Not one that another test has compiled.
-    for width in (650, 663, 777):
-        predict_tiled(model, params, picture(width % 32 + 1, width), tile=(608, 608))
-    assert traced == [(1, 32, 608, 3)]
+    for width in (680, 717, 735):
+        predict_tiled(model, params, picture(width % 32 + 1, width), tile=(640, 640))
+    assert traced == [(1, 32, 640, 3)]
 
 
-@pytest.mark.parametrize(
-    ("size", "seen"),
-    [
-        ((5000, 6000), (768, 768)),
-        ((20000, 32), (18432, 32)),
-        ((40, 9000), (64, 9024)),
-        ((40, 10000), (64, 9216)),
-        ((500, 400), (512, 416)),
-    ],
-)
-def test_tiles_are_as_large_as_their_pixels_allow(small, monkeypatch, size, seen):
+@pytest.fixture
+def seen(monkeypatch):
+    """The shapes of the batches that the network would see; it is not run."""
     batches = []
 
     def logits(model, params, batch, size):
@@ -215,9 +187,61 @@ def test_tiles_are_as_large_as_their_pixels_allow(small, monkeypatch, size, seen
         return np.zeros((*batch.shape[:3], 1))
 
     monkeypatch.setattr(tiles, "scores_of", logits)
+    return batches
+
+
+# Neighbours overlap by 512 rows of a multiple of 32, by up to 544 of another number.
+LAYOUTS = [
+    # A little above the limit: two, each with half of what is left beside the overlap.
+    ((2049, 2048), 2**22, [(2080, 1280)] * 2),
+    ((2048, 2049), 2**22, [(1280, 2080)] * 2),
+    ((3000, 4000), 2**22, [(1760, 2272)] * 4),
+    # Narrow: tiles as long as their pixels allow.
+    ((20000, 32), 768 * 768, [(10272, 32)] * 2),
+    ((40, 9000), 768 * 768, [(64, 9024)]),
+    ((40, 10000), 768 * 768, [(64, 5280)] * 2),
+    # No larger than the image, nor than it takes.
+    ((500, 400), 768 * 768, [(512, 416)]),
+    ((500, 800), (640, 767), [(512, 672)] * 2),
+]
+
+
+@pytest.mark.parametrize(("size", "tile", "expected"), LAYOUTS)
+def test_tiles_are_equal_and_see_few_pixels(small, seen, size, tile, expected):
     image = np.broadcast_to(np.uint8(0), (*size, 3))
-    next(logits_tiled(*small, image, tile=768 * 768))
-    assert batches == [(1, *seen, 3)]
+    _, times = stitched(small[0].copy(num_classes=1), small[1], image, tile)
+    assert (times == 1).all()
+    assert seen == [(1, *shape, 3) for shape in expected]
+
+
+@settings(max_examples=40)
+@given(
+    variant=st.sampled_from(["fcn32s", "fcn16s", "fcn8s"]),
+    geometry=st.sampled_from(["same", "caffe"]),
+    size=st.tuples(st.integers(1, 6000), st.integers(1, 6000)),
+    side=st.integers(576, 2500),
+)
+def test_tiles_keep_to_the_limit_and_each_pixel_once(variant, geometry, size, side):
+    model = FCN(variant=variant, geometry=geometry)
+    image = np.broadcast_to(np.uint8(0), (*size, 3))
+    (height, width), parts = tiles._plan(model, image, side * side)
+    assert height * width <= side * side and height % 32 == width % 32 == 0
+    times = np.zeros(size, np.uint8)
+    for (seen_rows, rows), (seen_cols, cols) in parts:
+        times[rows, cols] += 1
+        assert 0 <= seen_rows.start <= rows.start < rows.stop <= seen_rows.stop
+        assert 0 <= seen_cols.start <= cols.start < cols.stop <= seen_cols.stop
+        assert seen_rows.stop - seen_rows.start <= height
+        assert seen_cols.stop - seen_cols.start <= width
+    assert (times == 1).all()
+
+
+def test_progress_bar_counts_tiles(small, capsys):
+    image = picture(33, 850)
+    predict_tiled(*small, image, tile=(608, 608))
+    assert capsys.readouterr().err == ""
+    predict_tiled(*small, image, tile=(608, 608), progress=True)
+    assert "0/4" in capsys.readouterr().err
 
 
 def test_more_pixels_than_the_limit_need_tiles():
@@ -228,11 +252,11 @@ def test_more_pixels_than_the_limit_need_tiles():
 def test_too_small_a_tile_is_refused_with_the_least_that_works(small):
     model, params = small
     image = np.broadcast_to(np.uint8(0), (30, 850, 3))
-    with pytest.raises(ValueError, match="at least 544 on a side"):
+    with pytest.raises(ValueError, match="32 x 544 pixels or more"):
         logits_tiled(model, params, image, tile=(543, 543))
     logits_tiled(model, params, image, tile=(544, 544))
     for tile in (0, (0, 64), 31):
-        with pytest.raises(ValueError, match="at least"):
+        with pytest.raises(ValueError, match=r"too small .* \[30, 850\]"):
             logits_tiled(model, params, image, tile=tile)
 
 

@@ -8,44 +8,26 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fcn_jax.models.extent import windows, zero_outside
-from fcn_jax.models.fcn import FCN
 
-WIDTH, CLASSES = 1 / 32, 4
 SIZES = ((1, 1), (33, 47), (40, 17), (64, 64), (50, 63))
 SHAPE = (64, 70)  # No side of an image, and no multiple of 32.
 
-# (variant, geometry, crop, learned upsampling, pool scales)
+# Fields of the network.
 CASES = {
     **{
-        f"{variant}-{geometry}": (variant, geometry, "center", False, (1.0, 1.0))
+        f"{variant}-{geometry}": {"variant": variant, "geometry": geometry}
         for variant in ("fcn32s", "fcn16s", "fcn8s")
         for geometry in ("same", "caffe")
     },
-    "fcn8s-corner": ("fcn8s", "same", "corner", False, (0.5, 0.25)),
-    "fcn8s-learned": ("fcn8s", "same", "center", True, (1.0, 1.0)),
-    "fcn16s-caffe-learned": ("fcn16s", "caffe", "center", True, (0.5, 0.25)),
+    "fcn8s-corner": {"variant": "fcn8s", "crop": "corner", "pool_scales": (0.5, 0.25)},
+    "fcn8s-learned": {"variant": "fcn8s", "learn_upsampling": True},
+    "fcn16s-caffe-learned": {
+        "variant": "fcn16s",
+        "geometry": "caffe",
+        "learn_upsampling": True,
+        "pool_scales": (0.5, 0.25),
+    },
 }
-
-
-def network(reference, variant, geometry, crop, learned, scales):
-    weights = reference.random_weights(
-        np.random.default_rng(4), width=WIDTH, num_classes=CLASSES
-    )
-    model = FCN(
-        variant=variant,
-        num_classes=CLASSES,
-        geometry=geometry,
-        crop=crop,
-        width=WIDTH,
-        dropout=0.0,
-        pool_scales=scales,
-        learn_upsampling=learned,
-    )
-    params = {
-        "body": reference.body_params(weights),
-        "head": reference.head_params(weights, variant, learned),
-    }
-    return model, params
 
 
 def images(sizes=SIZES):
@@ -64,11 +46,11 @@ def filled(images, shape=SHAPE):
 
 @pytest.mark.parametrize("case", CASES)
 def test_batch_of_mixed_sizes_equals_each_image_alone(reference, case):
-    model, params = network(reference, *CASES[case])
+    model, params = reference.network(**CASES[case])
     apply = jax.jit(model.apply)
     batch, size = filled(images())
     logits = np.asarray(apply({"params": params}, batch, size))
-    assert logits.shape == (*batch.shape[:3], CLASSES)
+    assert logits.shape == (*batch.shape[:3], model.num_classes)
     for i, image in enumerate(images()):
         alone = np.asarray(apply({"params": params}, image[None]))[0]
         inside = logits[i, : image.shape[0], : image.shape[1]]
@@ -82,11 +64,11 @@ def test_batch_of_mixed_sizes_equals_each_image_alone(reference, case):
 
 @pytest.mark.parametrize("geometry", ["same", "caffe"])
 def test_gradient_of_a_mixed_batch_is_the_sum_over_images(reference, geometry):
-    model, params = network(reference, "fcn8s", geometry, "center", True, (1.0, 1.0))
+    model, params = reference.network("fcn8s", geometry=geometry, learn_upsampling=True)
     sizes = SIZES[1:4]
     batch, size = filled(images(sizes))
     rng = np.random.default_rng(2)
-    seen = rng.normal(size=(len(sizes), *SHAPE, CLASSES)).astype(np.float32)
+    seen = rng.normal(size=(*batch.shape[:3], model.num_classes)).astype(np.float32)
     inside = np.asarray(zero_outside(jnp.asarray(seen), size))
 
     def of_batch(params):
@@ -109,7 +91,7 @@ def test_gradient_of_a_mixed_batch_is_the_sum_over_images(reference, geometry):
 
 
 def test_full_size_changes_nothing(reference):
-    model, params = network(reference, *CASES["fcn8s-same"])
+    model, params = reference.network(**CASES["fcn8s-same"])
     batch, size = filled(images([(40, 50)] * 2), (40, 50))
     np.testing.assert_allclose(
         model.apply({"params": params}, batch, size),
@@ -120,7 +102,7 @@ def test_full_size_changes_nothing(reference):
 
 
 def test_without_size_nothing_is_computed_for_it(reference):
-    model, params = network(reference, *CASES["fcn8s-same"])
+    model, params = reference.network(**CASES["fcn8s-same"])
     image = jnp.zeros((2, 32, 32, 3))
     text = str(jax.make_jaxpr(lambda x: model.apply({"params": params}, x))(image))
     assert "conv_general_dilated" in text

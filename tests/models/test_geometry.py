@@ -4,8 +4,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fcn_jax.models.geometry import crop_offset, crop_to
 from fcn_jax.models.vgg import max_pool
+from fcn_jax.models.geometry import caffe_offsets, crop_offset, crop_to
 
 
 @pytest.mark.parametrize(
@@ -39,6 +39,14 @@ def test_crop_to_keeps_the_rows_and_columns_at_the_offset(crop, rows):
     assert cropped.shape == (2, 2, 3, 2)
     np.testing.assert_array_equal(cropped[0, :, :, 0], rows)
     np.testing.assert_array_equal(cropped[1, :, :, 1], np.array(rows) + 100.5)
+
+
+@pytest.mark.parametrize(
+    ("skips", "offsets"),
+    [((), [19]), (("pool4",), [5, 27]), (("pool4", "pool3"), [5, 9, 31])],
+)
+def test_caffe_offsets_are_the_numbers_of_the_release(skips, offsets):
+    assert caffe_offsets(skips) == offsets
 
 
 @pytest.mark.parametrize("crop", ["center", "corner"])

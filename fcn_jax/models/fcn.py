@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from fcn_jax.models.convolution import Conv
 from fcn_jax.models.extent import Extents, windows, zero_outside
 from fcn_jax.models.geometry import (
     CAFFE_PAD,
@@ -20,7 +21,7 @@ from fcn_jax.models.upsampling import (
     upsample_bilinear,
     upsample_learned,
 )
-from fcn_jax.models.vgg import VGG16, VGG_MEAN_RGB, Conv, scaled
+from fcn_jax.models.vgg import VGG16, VGG_MEAN_RGB, scaled
 
 # The pools each variant fuses with, coarse to fine.
 SKIPS = {"fcn32s": (), "fcn16s": ("pool4",), "fcn8s": ("pool4", "pool3")}

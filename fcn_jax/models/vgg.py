@@ -1,14 +1,13 @@
 """VGG-16 with its dense layers as convolutions: the body of every FCN."""
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax import lax
 
+from fcn_jax.models.convolution import Conv, Padding, max_pool
 from fcn_jax.models.extent import Extents, zero_outside
 
 # Convolutions per block and their filters at width 1.
@@ -19,10 +18,6 @@ NUM_POOLS = len(BLOCKS)
 # RGB mean of the training images of Oxford's VGG-16, which it expects subtracted.
 VGG_MEAN_RGB = (123.68, 116.779, 103.939)
 
-# "SAME", "VALID", or rows and columns of zeros: ((top, bottom), (left, right)).
-Padding = str | Sequence[tuple[int, int]]
-
-_DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 # Random layers are made to give features of size 1, from inputs of these sizes (root
 # mean square): pixels less their mean, and pool5 of the Caffe VGG-16 on photographs.
 # With He's own scale a random fc6 and fc7 hand the size of their input on to the score
@@ -34,76 +29,6 @@ def _kernel_init(layer: str) -> nn.initializers.Initializer:
     """He's initialiser, for the size of the layer's input."""
     scale = 2.0 / _INPUT_SIZES.get(layer, 1.0) ** 2
     return nn.initializers.variance_scaling(scale, "fan_in", "truncated_normal")
-
-
-def _conv(x: jax.Array, kernel: jax.Array, padding: Padding) -> jax.Array:
-    return lax.conv_general_dilated(
-        x, kernel, (1, 1), padding, dimension_numbers=_DIMENSIONS
-    )
-
-
-def _conv_by_patches(x: jax.Array, kernel: jax.Array, padding: str) -> jax.Array:
-    """The same convolution as one matrix product of patches and kernel."""
-    kh, kw, _, filters = kernel.shape
-    if padding == "SAME":
-        rows, cols = ((k - 1) // 2 for k in (kh, kw))
-        pads = ((0, 0), (rows, kh - 1 - rows), (cols, kw - 1 - cols), (0, 0))
-        x = jnp.pad(x, pads)
-    b, h, w = x.shape[0], x.shape[1] - kh + 1, x.shape[2] - kw + 1
-    shifted = [x[:, i : i + h, j : j + w] for i in range(kh) for j in range(kw)]
-    patches = jnp.concatenate(shifted, axis=-1)  # [B, H, W, kh*kw*C]
-    y = patches.reshape(b * h * w, -1) @ kernel.reshape(-1, filters)
-    return y.reshape(b, h, w, filters)
-
-
-def wide_conv(x: jax.Array, kernel: jax.Array, padding: str = "SAME") -> jax.Array:
-    """A stride-1 convolution for few positions and very many channels (fc6, fc7).
-
-    XLA's CPU convolution is made for the opposite case: on fc6 it runs far below the
-    speed of a matrix product, so on CPU the patches are laid out and multiplied.
-
-    Args:
-        x: [B, H, W, C].
-        kernel: [kh, kw, C, D].
-        padding: "SAME" or "VALID".
-    Returns:
-        [B, H', W', D].
-    """
-    return lax.platform_dependent(
-        x,
-        kernel,
-        cpu=lambda x, kernel: _conv_by_patches(x, kernel, padding),
-        default=lambda x, kernel: _conv(x, kernel, padding),
-    )
-
-
-class Conv(nn.Module):
-    """Convolution with bias, stride 1.
-
-    Attributes:
-        filters: channels out.
-        side: height and width of the kernel.
-        padding: as `lax.conv_general_dilated` takes it; of a wide one a name.
-        wide: computed by `wide_conv`.
-        dtype: of the computation; the parameters are float32.
-        kernel_init: initialiser of the kernel; the bias starts at zero.
-    """
-
-    filters: int
-    side: int = 3
-    padding: Padding = "SAME"
-    wide: bool = False
-    dtype: Any = jnp.float32
-    kernel_init: nn.initializers.Initializer = nn.initializers.he_normal()
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        shape = (self.side, self.side, x.shape[-1], self.filters)
-        kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
-        bias = self.param("bias", nn.initializers.zeros, (self.filters,), jnp.float32)
-        conv = wide_conv if self.wide else _conv
-        y = conv(x.astype(self.dtype), kernel.astype(self.dtype), self.padding)
-        return y + bias.astype(self.dtype)
 
 
 def scaled(filters: int, width: float) -> int:
@@ -118,26 +43,6 @@ def scaled(filters: int, width: float) -> int:
             "pass a multiple of 1/64, such as 0.25"
         )
     return round(64 * width) * filters // 64
-
-
-def max_pool(x: jax.Array) -> jax.Array:
-    """2x2 max-pool of stride 2; a side s becomes (s + 1) // 2.
-
-    As the maximum of four slices, whose gradient is elementwise: that of
-    `lax.reduce_window` took 6 to 20 times as long on a CPU. Of equal values, all share
-    the gradient; behind a ReLU these are zeros, which pass none.
-
-    Args:
-        x: [B, H, W, C].
-    Returns:
-        [B, (H + 1) // 2, (W + 1) // 2, C].
-    """
-    h, w = (2 * ((side + 1) // 2) for side in x.shape[1:3])
-    pads = ((0, 0), (0, h - x.shape[1]), (0, w - x.shape[2]), (0, 0))
-    x = jnp.pad(x, pads, constant_values=-jnp.inf)
-    top = jnp.maximum(x[:, ::2, ::2], x[:, ::2, 1::2])
-    bottom = jnp.maximum(x[:, 1::2, ::2], x[:, 1::2, 1::2])
-    return jnp.maximum(top, bottom)
 
 
 class VGG16(nn.Module):

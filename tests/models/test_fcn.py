@@ -15,8 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from fcn_jax.models.convolution import Conv, conv, wide_conv
 from fcn_jax.models.fcn import FCN, fields_of, model_of
-from fcn_jax.models.vgg import VGG16, Conv, wide_conv
+from fcn_jax.models.vgg import VGG16
 
 WIDTH = 1 / 16
 CLASSES = 5
@@ -218,7 +219,7 @@ def test_fcn16s_with_zero_skip_is_fcn32s_upsampled_in_two_stages(
     assert_close(logits, expected)
 
 
-# The convolutions of wide layers.
+# Convolutions.
 
 
 def convolve(x, kernel, padding):
@@ -240,6 +241,58 @@ def branch(request, monkeypatch):
         return branches[request.param](*args)
 
     monkeypatch.setattr(jax.lax, "platform_dependent", choose)
+
+
+# Batch and map such that images share a product, and that an image takes several, the
+# last of fewer rows.
+@pytest.mark.usefixtures("branch")
+@pytest.mark.parametrize("shape", [(4, 9, 13), (6, 30, 11), (2, 67, 101)], ids=str)
+@pytest.mark.parametrize(
+    ("sides", "padding"),
+    [((3, 3), ((1, 1), (1, 1))), ((2, 4), ((0, 2), (3, 1))), ((3, 3), "SAME")],
+    ids=str,
+)
+def test_conv_has_the_gradients_of_the_definition(shape, sides, padding):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(*shape, 64)).astype(np.float32)
+    kernel = rng.normal(size=(*sides, 64, 3)).astype(np.float32)
+    pads = ((1, 1), (1, 1)) if padding == "SAME" else padding
+    padded = np.pad(x.astype(np.float64), ((0, 0), *pads, (0, 0)))
+    y, pull_back = jax.vjp(lambda x, k: conv(x, k, padding), x, kernel)
+    assert_close(y, convolve(padded, kernel.astype(np.float64), "VALID"), 1e-5)
+
+    g = rng.normal(size=y.shape).astype(np.float32)
+    (_, h, w, _), (kh, kw) = y.shape, sides
+    taps = [
+        (i, j, np.s_[:, i : i + h, j : j + w]) for i in range(kh) for j in range(kw)
+    ]
+    for_kernel = np.zeros(kernel.shape)
+    for_x = np.zeros(padded.shape)
+    for i, j, at in taps:
+        for_kernel[i, j] = np.einsum("bhwc,bhwd->cd", padded[at], g)
+        for_x[at] += g @ kernel[i, j].T
+    (top, _), (left, _) = pads
+    for_x = for_x[:, top : top + x.shape[1], left : left + x.shape[2]]
+    for gradient, expected in zip(pull_back(g), (for_x, for_kernel), strict=True):
+        assert_close(gradient, expected, 1e-5)
+
+
+def test_conv_sums_its_gradient_in_float32():
+    x = jnp.ones((1, 80, 80, 64), jnp.bfloat16)  # bfloat16 cannot count to 6400.
+    kernel = jnp.ones((1, 3, 64, 1), jnp.bfloat16)
+    _, pull_back = jax.vjp(lambda k: conv(x, k, "VALID"), kernel)
+    (gradient,) = pull_back(jnp.ones((1, 80, 78, 1), jnp.bfloat16))
+    assert gradient.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(gradient.astype(np.float32), 6240)
+
+
+@pytest.mark.parametrize(("platform", "convolutions"), [("cpu", 2), ("cuda", 3)])
+def test_conv_has_a_gradient_of_its_own_on_cpu_only(platform, convolutions):
+    x, kernel = jnp.zeros((1, 7, 7, 64)), jnp.zeros((3, 3, 64, 64))
+    gradients = jax.grad(lambda x, k: (conv(x, k, "SAME") ** 2).sum(), (0, 1))
+    traced = jax.jit(gradients).trace(x, kernel)
+    text = traced.lower(lowering_platforms=(platform,)).as_text()
+    assert text.count("stablehlo.convolution") == convolutions
 
 
 @pytest.mark.usefixtures("branch")

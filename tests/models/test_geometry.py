@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fcn_jax.models.vgg import max_pool
+from fcn_jax.models.convolution import max_pool
 from fcn_jax.models.geometry import caffe_offsets, crop_offset, crop_to
 
 

@@ -23,6 +23,7 @@ flags.mark_flags_as_required(["config", "workdir"])
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unknown arguments: {' '.join(argv[1:])}")
+    from fcn_jax.compilation import keep_compiled
     from fcn_jax.evaluation.report import table
     from fcn_jax.parallel import initialize, is_main
     from fcn_jax.training.loop import train
@@ -30,6 +31,7 @@ def main(argv: list[str]) -> None:
     absl.logging.set_verbosity(absl.logging.WARNING)  # Orbax tells all it does.
     logging.getLogger("fcn_jax").setLevel(logging.INFO)
     try:
+        keep_compiled()
         initialize(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
         figures = train(_CONFIG.value, _WORKDIR.value)
     except (ValueError, FloatingPointError, OSError, KeyboardInterrupt) as error:

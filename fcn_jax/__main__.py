@@ -9,6 +9,7 @@ import numpy as np
 from absl import flags
 from ml_collections import config_flags
 
+from fcn_jax.compilation import keep_compiled
 from fcn_jax.data.voc_classes import TFDS
 from fcn_jax.evaluation.published import beside_published
 from fcn_jax.evaluation.report import (
@@ -265,4 +266,5 @@ def _convert(args: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
+    keep_compiled()
     sys.exit(main())

@@ -1,4 +1,4 @@
-"""Files that are whole or absent."""
+"""Where files are kept, and writing them whole or not at all."""
 
 import contextlib
 import json
@@ -6,6 +6,12 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+
+def cache_folder() -> Path:
+    """Where downloads and compiled programs are kept: FCN_JAX_CACHE, or in the home."""
+    folder = os.environ.get("FCN_JAX_CACHE") or Path.home() / ".cache" / "fcn_jax"
+    return Path(folder).expanduser()
 
 
 @contextlib.contextmanager

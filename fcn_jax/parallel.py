@@ -246,12 +246,13 @@ class Parallel:
             raise ValueError(message)
 
 
-def make_parallel(mode: str, *, batch_size: int) -> Parallel:
+def make_parallel(mode: str, *, batch_size: int, accumulate: int = 1) -> Parallel:
     """How to run a step: on all devices of all processes, or on one.
 
     Args:
         mode: "sharded" (jit), "pmap" or "none", for one device only.
         batch_size: images of a step, over all processes.
+        accumulate: parts that a step takes one by one.
     Raises:
         ValueError: if the mode is not known or the batch cannot be split evenly.
     """
@@ -264,12 +265,15 @@ def make_parallel(mode: str, *, batch_size: int) -> Parallel:
                 f'parallel = "none" is for one process, and there are {processes}: set '
                 'parallel = "sharded"'
             )
-        return Parallel(mode, batch_size, _mesh(devices[:1]))
-    if batch_size % len(devices):
-        alone = ', or parallel = "none", which uses one' if processes == 1 else ""
+        devices = devices[:1]
+    shares = len(devices) * accumulate
+    if batch_size % shares:
+        parts = f" in {accumulate} parts (accumulate)" if accumulate > 1 else ""
+        several = processes == 1 < len(devices)
+        alone = ', or parallel = "none", which uses one' if several else ""
         raise ValueError(
             f"batch_size = {batch_size} cannot be split evenly over {len(devices)} "
-            f"devices of {processes} process(es): set a multiple of {len(devices)}"
+            f"devices of {processes} process(es){parts}: set a multiple of {shares}"
             + alone
         )
     mesh = _mesh(devices)

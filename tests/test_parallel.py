@@ -77,12 +77,12 @@ def main(address, processes, process_id, timeout, jobs):
         {job.__name__: job for job in known}[name](*arguments)
 
 
-def train(model, mode, out, workdir=None, save_at=0, steps=STEPS):
+def train(model, mode, out, workdir=None, save_at=0, steps=STEPS, accumulate=1):
     """A training loop; its first and last state go to ``out``.
 
     Resumes from ``workdir``, if given, and saves there; stops on SIGTERM.
     """
-    parallel, train_step = make_step(model, mode)
+    parallel, train_step = make_step(model, mode, accumulate)
     state, start = first_state(MODELS[model]), 0
     checkpoints = Checkpoints(Path(workdir), keep=5) if workdir else None
     if checkpoints and checkpoints.latest_step():
@@ -113,9 +113,9 @@ def train(model, mode, out, workdir=None, save_at=0, steps=STEPS):
     write(f"{out}.last", parallel.one_copy(state))
 
 
-def make_step(model, mode):
-    parallel = make_parallel(mode, batch_size=BATCH)
-    options = {"class_weights": (1.0, 2.0, 4.0)}
+def make_step(model, mode, accumulate=1):
+    parallel = make_parallel(mode, batch_size=BATCH, accumulate=accumulate)
+    options = {"class_weights": (1.0, 2.0, 4.0), "accumulate": accumulate}
     make = functools.partial(make_train_step, MODELS[model], TX, **options)
     return parallel, parallel.step(make)
 
@@ -285,6 +285,16 @@ def test_devices_reach_the_parameters_of_one(start, folder, expected, devices, m
         assert_close(read(f"{out}.last"), expected[model])
 
 
+def test_devices_that_take_a_batch_in_parts_reach_the_parameters_of_one(
+    start, folder, expected
+):
+    outs = {mode: f"{folder}/{mode}-parts" for mode in ("sharded", "pmap")}
+    jobs = [("train", "fcn", *item, None, 0, STEPS, 3) for item in outs.items()]
+    start(*jobs, devices=4).end()
+    for out in outs.values():
+        assert_close(read(f"{out}.last"), expected["fcn"])
+
+
 def test_devices_send_each_other_nothing_but_sums(start):
     said = start(("traffic", "fcn", "sharded"), devices=8).end().text()
     assert "sent: all-reduce\n" in said
@@ -390,6 +400,12 @@ def test_state_put_on_devices_is_a_copy_that_its_step_uses_up():
     train_step(state, parallel.put_batch(batch), jax.random.key(0))
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state))
     jax.tree.map(np.testing.assert_array_equal, given, before)
+
+
+def test_batch_that_cannot_go_in_parts_is_refused_with_the_numbers():
+    said = "batch_size = 24 .* 1 devices .* in 5 parts .*: set a multiple of 5"
+    with pytest.raises(ValueError, match=said):
+        make_parallel("none", batch_size=24, accumulate=5)
 
 
 def test_unknown_mode_is_refused():

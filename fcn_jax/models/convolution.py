@@ -21,6 +21,7 @@ _DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 _MIN_CHANNELS = 64
 # Positions whose products are summed at once: few enough to stay in a core's cache.
 _POSITIONS = 2048
+_LEAST_ROWS = 2  # Of a wide batch; the rows around them are copied too.
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -82,11 +83,7 @@ def _kernel_gradient(
         [kh, kw, C, D].
     """
     (kh, kw), (b, h, w, filters) = sides, g.shape
-    # So many images at a time, and of each so many rows.
-    images = max(
-        n for n in range(1, b + 1) if b % n == 0 and (n == 1 or n * h * w <= _POSITIONS)
-    )
-    parts = -(-h // max(1, _POSITIONS // w))
+    parts = -(-h // max(_LEAST_ROWS, _POSITIONS // (b * w)))
     rows = -(-h // parts)
     if isinstance(padding, str):
         padding = lax.padtype_to_pads(x.shape[1:3], sides, (1, 1), padding)
@@ -97,11 +94,10 @@ def _kernel_gradient(
     columns = kw * x.shape[-1]
 
     def add(sums: tuple[jax.Array, ...], i: jax.Array) -> tuple:
-        at = (i // parts * images, i % parts * rows, 0, 0)
-        part = lax.dynamic_slice(x, at, (images, rows + kh - 1, *x.shape[2:]))
+        part = lax.dynamic_slice_in_dim(x, i * rows, rows + kh - 1, axis=1)
         shifted = [part[:, :, j : j + w] for j in range(kw)]
         patches = jnp.concatenate(shifted, axis=-1)
-        part = lax.dynamic_slice(g, at, (images, rows, w, filters))
+        part = lax.dynamic_slice_in_dim(g, i * rows, rows, axis=1)
         products = [
             jnp.matmul(
                 part.reshape(-1, filters).T,
@@ -113,7 +109,7 @@ def _kernel_gradient(
         return tuple(map(jnp.add, sums, products)), None
 
     zeros = (jnp.zeros((filters, columns), jnp.float32),) * kh
-    sums, _ = lax.scan(add, zeros, jnp.arange(b // images * parts))
+    sums, _ = lax.scan(add, zeros, jnp.arange(parts))
     gradient = jnp.stack([s.T.reshape(kw, -1, filters) for s in sums])
     return gradient.astype(x.dtype)
 

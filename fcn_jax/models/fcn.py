@@ -31,6 +31,7 @@ _CHOICES = {
     "geometry": ("same", "caffe"),
     "crop": ("center", "corner"),
     "score_init": ("xavier", "zero"),
+    "remat": ("none", "blocks"),
 }
 _SCORE_INITS = {
     "xavier": nn.initializers.xavier_uniform(),
@@ -145,6 +146,8 @@ class FCN(nn.Module):
             trained VGG-16 run into the hundreds; training fcn8s at once, not in stages,
             needs them small: (0.01, 0.0001) in the authors' release.
         learn_upsampling: the upsampling kernels are parameters too, bilinear at first.
+        remat: "none", or "blocks" to keep less of the body for the gradient and compute
+            it again.
     Reference: Long et al., arXiv:1411.4038, sections 3 and 4.
     """
 
@@ -159,6 +162,7 @@ class FCN(nn.Module):
     score_init: str = "xavier"
     pool_scales: tuple[float, float] = (1.0, 1.0)
     learn_upsampling: bool = False
+    remat: str = "none"
 
     def __post_init__(self):
         for field, choices in _CHOICES.items():
@@ -204,6 +208,7 @@ class FCN(nn.Module):
             dtype=self.dtype,
             pad=CAFFE_PAD if caffe else 1,
             fc6_padding="VALID" if caffe else "SAME",
+            remat=self.remat,
             name="body",
         )
         head = Head(
@@ -255,9 +260,9 @@ def model_of(params: dict[str, Any], **fields: Any) -> FCN:
 def fields_of(model: FCN) -> dict[str, Any]:
     """The fields of a model that belong to its weights, ready for JSON.
 
-    ``dtype`` is left out: it is a choice of each computation.
+    ``dtype`` and ``remat`` are left out: they are choices of each computation.
     """
-    hidden = {"dtype", "parent", "name"}
+    hidden = {"dtype", "remat", "parent", "name"}
     return {
         field.name: getattr(model, field.name)
         for field in dataclasses.fields(model)

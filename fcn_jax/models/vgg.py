@@ -55,6 +55,8 @@ class VGG16(nn.Module):
         dtype: of the computation.
         pad: rows and columns of zeros that conv1_1 sees around the image.
         fc6_padding: "SAME" keeps pool5's size; "VALID" loses 6 rows and columns.
+        remat: "blocks" keeps only the pools for the gradient, and computes the maps
+            between them again: less memory, more time; "none" keeps all.
     Reference: Simonyan and Zisserman, arXiv:1409.1556, configuration D; Long et al.,
         arXiv:1411.4038, section 4.1.
     """
@@ -65,6 +67,7 @@ class VGG16(nn.Module):
     dtype: Any = jnp.float32
     pad: int = 1
     fc6_padding: str = "SAME"
+    remat: str = "none"
 
     @nn.compact
     def __call__(
@@ -84,16 +87,12 @@ class VGG16(nn.Module):
         """
         maps, extents = {}, extents or {}
         x = x.astype(self.dtype)
-        for block, (convolutions, filters) in enumerate(BLOCKS, start=1):
-            filters = scaled(filters, self.width)
+        run = VGG16._block
+        if self.remat == "blocks":
+            run = nn.remat(run, static_argnums=1)
+        for block in range(1, NUM_POOLS + 1):
             extent = extents.get("conv1" if block == 1 else f"pool{block - 1}")
-            for i in range(1, convolutions + 1):
-                name = f"conv{block}_{i}"
-                pad = self.pad if name == "conv1_1" else 1
-                padding = ((pad, pad), (pad, pad))
-                x = nn.relu(self._layer(name, filters, 3, padding)(x))
-                x = zero_outside(x, extent)
-            x = maps[f"pool{block}"] = max_pool(x)  # [B, H/2, W/2, C]
+            x = maps[f"pool{block}"] = run(self, block, x, extent)
         filters = scaled(FC_FILTERS, self.width)
         for name, side in (("fc6", 7), ("fc7", 1)):
             conv = self._layer(name, filters, side, self.fc6_padding, wide=True)
@@ -103,6 +102,17 @@ class VGG16(nn.Module):
         if self.num_classes:
             maps["fc8"] = self._layer("fc8", self.num_classes, 1, "SAME", wide=True)(x)
         return maps
+
+    def _block(self, block: int, x: jax.Array, extent: jax.Array | None) -> jax.Array:
+        """The convolutions of a block and its pool, [B, H/2, W/2, C]."""
+        convolutions, filters = BLOCKS[block - 1]
+        filters = scaled(filters, self.width)
+        for i in range(1, convolutions + 1):
+            name = f"conv{block}_{i}"
+            pad = self.pad if name == "conv1_1" else 1
+            x = nn.relu(self._layer(name, filters, 3, ((pad, pad), (pad, pad)))(x))
+            x = zero_outside(x, extent)
+        return max_pool(x)
 
     def _layer(
         self, name: str, filters: int, side: int, padding: Padding, wide: bool = False

@@ -41,6 +41,7 @@ class Model:
     score_init: str = "zero"
     pool_scales: tuple = (1.0, 1.0)
     learn_upsampling: bool = False
+    remat: str = "none"  # Or "blocks": less memory, more time.
 
 
 @dataclass
@@ -100,6 +101,7 @@ class Config:
     epochs: float = 10.0
     steps: int = 0  # Instead of epochs where positive.
     batch_size: int = 4
+    accumulate: int = 1  # Parts that a batch goes through the network in, one by one.
     loss_normalization: str = "mean"  # Or "sum", over pixels and per image.
     class_weights: tuple = ()  # What a pixel of each class counts; () for 1 each.
     class_balance: str = (
@@ -154,7 +156,7 @@ def check(config: Config) -> None:
         raise ValueError(f"config.data.scale = {data.scale} must be (low, high) > 0")
     if data.bucket < 1:
         raise ValueError(f"config.data.bucket = {data.bucket} must be >= 1")
-    for name in ("batch_size", "log_every", "keep_checkpoints"):
+    for name in ("batch_size", "accumulate", "log_every", "keep_checkpoints"):
         if getattr(config, name) < 1:
             raise ValueError(f"config.{name} = {getattr(config, name)} must be >= 1")
     if config.steps <= 0 and config.epochs <= 0:

@@ -67,7 +67,9 @@ def train(config: Config, workdir: str | Path) -> dict[str, Any]:
     steps = config.steps or max(1, round(config.epochs * epoch))
     eval_every = config.eval_every or epoch
     schedule, tx = _optimizer(config, steps)
-    parallel = make_parallel(config.parallel, batch_size=config.batch_size)
+    parallel = make_parallel(
+        config.parallel, batch_size=config.batch_size, accumulate=config.accumulate
+    )
     with contextlib.ExitStack() as stack:
         checkpoints = Checkpoints(workdir / "checkpoints", keep=config.keep_checkpoints)
         stack.callback(checkpoints.close)
@@ -161,6 +163,7 @@ def _make_step(
         ignore_label=config.data.ignore_label,
         loss_normalization=config.loss_normalization,
         class_weights=config.class_weights,
+        accumulate=config.accumulate,
     )
 
 

@@ -20,6 +20,8 @@ from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 from tqdm import tqdm
 
+from fcn_jax.files import cache_folder
+
 _MOST_BYTES = 4 * 10**9  # of a file whose size is not known
 _CHUNK_BYTES = 2**18
 _SCHEMES = ("http", "https")
@@ -102,8 +104,7 @@ def fetch(name_or_path: str | Path) -> Path:
             f"{name!r} is none of the names {names}, and no such file exists"
         )
     published = PUBLISHED[name]
-    cache = os.environ.get("FCN_JAX_CACHE") or Path.home() / ".cache" / "fcn_jax"
-    path = Path(cache).expanduser() / Path(urlsplit(published.url).path).name
+    path = cache_folder() / Path(urlsplit(published.url).path).name
     if not path.exists():
         download(path=path, **published._asdict())
     return path

@@ -598,12 +598,39 @@ def test_conv_casts_parameters_to_its_dtype():
     assert y.dtype == jnp.bfloat16
 
 
+# Memory.
+
+
+def test_remat_changes_the_memory_of_a_gradient_and_nothing_else():
+    model = FCN(num_classes=3, width=WIDTH, dropout=0.0)
+    image = jnp.asarray(make_image((2, 192, 192), np.float32))
+    params = jax.jit(model.init)(jax.random.key(0), image)["params"]
+
+    def gradient_of(model):
+        def loss(params):
+            return (model.apply({"params": params}, image) ** 2).sum()
+
+        # On a CPU this pass lets XLA undo it.
+        options = {"xla_disable_hlo_passes": "cse_barrier_expander"}
+        return jax.jit(jax.grad(loss)).lower(params).compile(options)
+
+    kept = gradient_of(model)
+    again = gradient_of(model.clone(remat="blocks"))
+    memory = [f.memory_analysis().temp_size_in_bytes for f in (again, kept)]
+    assert memory[0] < 0.7 * memory[1]
+    found, expected = again(params), kept(params)
+    assert jax.tree.structure(found) == jax.tree.structure(expected)
+    for a, b in zip(*map(jax.tree.leaves, (found, expected)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * float(jnp.abs(b).max()))
+
+
 # Errors.
 
 
 @pytest.mark.parametrize(
     ("field", "value"),
     [
+        ("remat", "all"),
         ("variant", "fcn4s"),
         ("geometry", "valid"),
         ("crop", "middle"),

@@ -99,6 +99,44 @@ def test_step_on_images_filled_up_is_the_step_on_each_alone(params, batch):
     assert_close(grads, jax.tree.map(lambda t: t / pixels, total))
 
 
+@pytest.mark.parametrize("parts", [2, 4])
+@pytest.mark.parametrize("normalization", ["mean", "sum"])
+def test_batch_in_parts_has_the_gradient_of_the_whole(
+    params, batch, normalization, parts
+):
+    labelled = int((batch["label"] != 255).sum())
+    divisor = {"mean": labelled, "sum": 4}[normalization]
+    value, expected = jax.jit(jax.value_and_grad(loss_by_hand))(params, batch, divisor)
+    grads, metrics = one_step(
+        params, batch, loss_normalization=normalization, accumulate=parts
+    )
+    assert_close(grads, expected)
+    assert metrics["loss"] == pytest.approx(float(value) * divisor, rel=1e-5)
+    assert metrics["pixels"] == labelled
+
+
+def test_batch_in_parts_takes_less_memory(params, batch):
+    def memory(accumulate):
+        tx = optax.sgd(1.0)
+        step = jax.jit(make_train_step(MODEL, tx, accumulate=accumulate))
+        compiled = step.lower(init_state(params, tx), batch, KEY).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    batch = {
+        k: np.repeat(np.tile(x, (1, 6, 6, 1)[: x.ndim]), 2, 0) for k, x in batch.items()
+    }
+    assert memory(8) < 0.5 * memory(1)
+
+
+def test_parts_have_dropout_masks_of_their_own(params, batch):
+    model = MODEL.clone(dropout=0.5)
+    same = jax.tree.map(lambda x: np.repeat(x[1:2], 2, axis=0), batch)
+    grads, _ = one_step(params, same, model, accumulate=2)
+    alone, _ = one_step(params, {k: x[:1] for k, x in same.items()}, model)
+    twice = jax.tree.map(lambda a, b: jnp.abs(a - b).max(), grads, alone)
+    assert max(jax.tree.leaves(twice)) > 0
+
+
 def test_all_void_batch_changes_nothing(params, batch):
     void = {**batch, "label": np.full_like(batch["label"], 255)}
     grads, metrics = one_step(params, void)

@@ -8,8 +8,12 @@ given and from nothing else.
 import numpy as np
 from PIL import Image
 
+_ALL = np.s_[:, :]
 
-def resize(example: dict, size: tuple[int, int]) -> dict:
+
+def resize(
+    example: dict, size: tuple[int, int], part: tuple[slice, slice] = _ALL
+) -> dict:
     """Resizes the image bilinearly (antialiased when it shrinks), the label by nearest.
 
     Both sample at pixel centres, so a label stays under its pixels.
@@ -17,17 +21,34 @@ def resize(example: dict, size: tuple[int, int]) -> dict:
     Args:
         example: see the module.
         size: (H, W) wanted.
+        part: rows and columns of the resized example to make, by default all.
     """
-    image, label = resize_image(example["image"], size), example["label"]
-    rows = _nearest(label.shape[0], size[0])
-    columns = _nearest(label.shape[1], size[1])
-    return example | {"image": image, "label": label[rows[:, None], columns]}
+    image, label = resize_image(example["image"], size, part), example["label"]
+    rows, columns = (
+        _nearest(old, new)[kept]
+        for old, new, kept in zip(label.shape, size, part, strict=True)
+    )
+    return example | {"image": image, "label": label.take(rows, 0).take(columns, 1)}
 
 
-def resize_image(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+def resize_image(
+    image: np.ndarray, size: tuple[int, int], part: tuple[slice, slice] = _ALL
+) -> np.ndarray:
     """Resizes [H, W, 3] uint8 to (h, w) as `resize` does."""
     height, width = _checked(size)
-    resized = Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR)
+    top, bottom, _ = part[0].indices(height)
+    left, right, _ = part[1].indices(width)
+    h, w = image.shape[:2]
+    resized = Image.fromarray(image).resize(
+        (right - left, bottom - top),
+        Image.Resampling.BILINEAR,
+        box=(
+            left * w / width,
+            top * h / height,
+            right * w / width,
+            bottom * h / height,
+        ),
+    )
     return np.array(resized)
 
 
@@ -35,11 +56,7 @@ def random_scale(
     example: dict, rng: np.random.Generator, low: float, high: float
 ) -> dict:
     """Resizes both sides by one factor, uniform in [low, high]."""
-    if not 0 < low <= high:
-        raise ValueError(f"scale must be 0 < low <= high, got ({low}, {high})")
-    factor = rng.uniform(low, high)
-    height, width = example["label"].shape
-    return resize(example, (_scaled(height, factor), _scaled(width, factor)))
+    return resize(example, _random_size(example["label"].shape, rng, low, high))
 
 
 def random_crop(
@@ -62,8 +79,7 @@ def random_crop(
         ignore_label: label of the pixels around the image.
         mean_rgb: their colour, RGB in [0, 255].
     """
-    spare = np.subtract(example["label"].shape, _checked(size))
-    top, left = rng.integers(np.minimum(spare, 0), np.maximum(spare, 0), endpoint=True)
+    top, left = _random_corner(example["label"].shape, rng, size)
     return _window(example, top, left, size, ignore_label, mean_rgb)
 
 
@@ -122,12 +138,19 @@ def augment(
     """
     if size:
         example = resize(example, size)
-    if tuple(scale) != (1, 1):
-        example = random_scale(example, rng, *scale)
     if crop:
-        example = random_crop(
-            example, rng, crop, ignore_label=ignore_label, mean_rgb=mean_rgb
-        )
+        scaled = example["label"].shape
+        if tuple(scale) != (1, 1):
+            scaled = _random_size(scaled, rng, *scale)
+        top, left = _random_corner(scaled, rng, crop)
+        if scaled != example["label"].shape:
+            # Only what the window shows is made.
+            part = np.s_[max(top, 0) : top + crop[0], max(left, 0) : left + crop[1]]
+            example = resize(example, scaled, part)
+            top, left = min(top, 0), min(left, 0)
+        example = _window(example, top, left, crop, ignore_label, mean_rgb)
+    elif tuple(scale) != (1, 1):
+        example = random_scale(example, rng, *scale)
     return random_flip(example, rng) if flip else example
 
 
@@ -141,8 +164,8 @@ def _window(
 ) -> dict:
     """Views ``example`` through a window whose corner may lie outside it."""
     height, width = size
-    image = np.empty((height, width, 3), np.uint8)
-    image[:] = np.rint(mean_rgb)
+    row = np.tile(np.rint(mean_rgb).astype(np.uint8), width)
+    image = np.tile(row, (height, 1)).reshape(height, width, 3)  # Faster than by pixel.
     label = np.full((height, width), ignore_label, np.int32)
     source = np.s_[max(top, 0) : top + height, max(left, 0) : left + width]
     seen = example["label"][source]
@@ -155,6 +178,23 @@ def _window(
 def _nearest(old: int, new: int) -> np.ndarray:
     """Index [new] of the old pixel that holds each new centre, (i + 1/2) old / new."""
     return (2 * np.arange(new) + 1) * old // (2 * new)
+
+
+def _random_size(
+    old: tuple[int, int], rng: np.random.Generator, low: float, high: float
+) -> tuple[int, int]:
+    if not 0 < low <= high:
+        raise ValueError(f"scale must be 0 < low <= high, got ({low}, {high})")
+    factor = rng.uniform(low, high)
+    return _scaled(old[0], factor), _scaled(old[1], factor)
+
+
+def _random_corner(
+    old: tuple[int, int], rng: np.random.Generator, size: tuple[int, int]
+) -> tuple[int, int]:
+    spare = np.subtract(old, _checked(size))
+    corner = rng.integers(np.minimum(spare, 0), np.maximum(spare, 0), endpoint=True)
+    return int(corner[0]), int(corner[1])
 
 
 def _scaled(side: int, factor: float) -> int:

@@ -170,6 +170,21 @@ def test_augment_with_crop_gives_its_size(size, crop, seed):
     assert out["label"].shape == crop and out["label"].dtype == np.int32
 
 
+@given(st.tuples(st.integers(8, 40), st.integers(8, 40)), sizes, seeds)
+def test_augment_makes_only_the_window_but_the_same(size, crop, seed):
+    colors = rng(seed).integers(0, 256, (*size, 3)).astype(np.uint8)
+    example = numbered(*size) | {"image": colors}
+    generator = rng(seed)
+    scaled = random_scale(example, generator, 0.5, 2.0)
+    expected = random_flip(random_crop(scaled, generator, crop, **FILL), generator)
+    options = {"size": (), "scale": (0.5, 2.0), "crop": crop, "flip": True}
+    found = augment(example, rng(seed), **options, **FILL)
+    np.testing.assert_array_equal(found["label"], expected["label"])
+    # Pillow rounds the place of a window to float32.
+    apart = found["image"].astype(int) - expected["image"]
+    assert np.abs(apart).max() <= 2
+
+
 def test_augment_of_nothing_returns_the_example():
     example = numbered(3, 4)
     out = augment(example, rng(), size=(), scale=(1, 1), crop=(), flip=False, **FILL)

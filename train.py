@@ -25,7 +25,7 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"unknown arguments: {' '.join(argv[1:])}")
     from fcn_jax.compilation import keep_compiled
     from fcn_jax.evaluation.report import table
-    from fcn_jax.parallel import initialize, is_main
+    from fcn_jax.processes import initialize, is_main
     from fcn_jax.training.loop import train
 
     absl.logging.set_verbosity(absl.logging.WARNING)  # Orbax tells all it does.

@@ -24,14 +24,8 @@ import pytest
 
 from fcn_jax.data.loader import prefetch_to_device, train_batches
 from fcn_jax.models.fcn import FCN
-from fcn_jax.parallel import (
-    initialize,
-    is_main,
-    make_parallel,
-    part,
-    preempted,
-    sum_over_processes,
-)
+from fcn_jax.parallel import make_parallel
+from fcn_jax.processes import initialize, is_main, part, preempted, sum_over_processes
 from fcn_jax.training.checkpoint import Checkpoints
 from fcn_jax.training.steps import init_state, make_train_step
 

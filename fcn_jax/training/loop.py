@@ -22,10 +22,10 @@ from fcn_jax.data.loader import prefetch_to_device, train_batches
 from fcn_jax.data.transforms import augment
 from fcn_jax.evaluation.report import judge, report, write_report
 from fcn_jax.models.fcn import FCN
-from fcn_jax.parallel import (
+from fcn_jax.parallel import make_parallel
+from fcn_jax.processes import (
     is_main,
     main_first,
-    make_parallel,
     part,
     preempted,
     sum_over_processes,

@@ -13,7 +13,7 @@ import optax
 from fcn_jax.data.balance import BALANCES
 from fcn_jax.data.check import check_source
 from fcn_jax.models.fcn import FCN
-from fcn_jax.parallel import is_main
+from fcn_jax.processes import is_main
 from fcn_jax.training.checkpoint import Checkpoints
 from fcn_jax.training.config import (
     CONFIG_FILE,

@@ -2,12 +2,15 @@
 
     python benchmarks/speed.py --out speed.json
 
-Needs jax, flax, optax and torch. Both sides take the same random pixels and weights,
-and their scores are compared before anything is timed. Then they take turns: inference
-(uint8 pixels in, labels out) of one image and of a batch, and a training step (SGD with
-momentum). Of PyTorch the faster of eager and `torch.compile` counts, channels last. On
-an accelerator both compute in bfloat16 from float32 parameters (inference: parameters
-cast before), on a CPU in float32.
+Needs torch and what `import fcn_jax` loads (jax, flax, optax, pillow, safetensors,
+tqdm); from a checkout that is not installed, PYTHONPATH=. runs it.
+
+Both sides take the same random pixels and weights, and their scores are compared before
+anything is timed. Then they take turns: inference (uint8 pixels in, labels out) of one
+image and of a batch, and a training step (SGD with momentum). Of PyTorch the faster of
+eager and `torch.compile` counts, channels last. On an accelerator both compute in
+bfloat16 from float32 parameters (inference: parameters cast before), on a CPU in
+float32.
 """
 
 import argparse

@@ -34,6 +34,7 @@ from sizes import random_params
 from fcn_jax.models.fcn import FCN
 from fcn_jax.training.optim import make_optimizer
 from fcn_jax.training.steps import init_state, make_train_step
+from fcn_jax.weights.network import shapes_of
 
 try:
     import fcn8s_torch
@@ -44,6 +45,7 @@ except ImportError as error:
 NUM_CLASSES = 21
 ON_CPU = jax.default_backend() == "cpu"
 DEVICE = "cpu" if ON_CPU else "cuda"
+STRIDES = {"fc6": 32, "fc7": 32, "score_fr": 32, "score_pool4": 16, "score_pool3": 8}
 RATE, MOMENTUM, DECAY = 1e-6, 0.9, 5e-4
 SAMPLE_SECONDS = 0.5  # Short calls are repeated to fill so much for one sample.
 
@@ -296,26 +298,16 @@ def flops(kind: str, images: int, side: int) -> float:
     """Two for each multiplication of a convolution; of training three times so many,
     but for the gradient of the pixels. Upsampling and all else are not counted."""
     forward = first = 0.0
-    for path, array in jax.tree.leaves_with_path(random_shapes()):
-        layer = path[1].key
-        stride = {"fc6": 32, "fc7": 32, "score_fr": 32, "score_pool4": 16}.get(layer)
-        stride = stride or {"score_pool3": 8}.get(layer) or 2 ** (int(layer[4]) - 1)
-        work = 2.0 * math.prod(array.shape) * math.ceil(side / stride) ** 2 * images
+    for path, shape in shapes_of(FCN("fcn8s", NUM_CLASSES)).items():
+        _, layer, name = path.split("/")
+        if name != "kernel":
+            continue
+        stride = STRIDES.get(layer) or 2 ** (int(layer[4]) - 1)  # By conv's block.
+        work = 2.0 * math.prod(shape) * math.ceil(side / stride) ** 2 * images
         forward += work
         if layer == "conv1_1":
             first = work
     return forward if kind == "inference" else 3 * forward - first
-
-
-def random_shapes() -> Any:
-    """The kernels' shapes, as (part, layer) -> array."""
-    model = FCN("fcn8s", NUM_CLASSES)
-    image = jnp.zeros((1, 32, 32, 3))
-    shapes = jax.eval_shape(model.init, jax.random.key(0), image)["params"]
-    return {
-        part: {layer: arrays["kernel"] for layer, arrays in layers.items()}
-        for part, layers in shapes.items()
-    }
 
 
 def row(name: str, found: dict[str, Any]) -> str:

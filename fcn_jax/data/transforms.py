@@ -64,6 +64,7 @@ def random_crop(
     rng: np.random.Generator,
     size: tuple[int, int],
     *,
+    scaled: tuple[int, int] | None = None,
     ignore_label: int,
     mean_rgb: tuple[float, float, float],
 ) -> dict:
@@ -76,10 +77,19 @@ def random_crop(
         example: see the module.
         rng: draws the place.
         size: (H, W) of the window.
+        scaled: (H, W) to resize to first; only what the window shows is made.
         ignore_label: label of the pixels around the image.
         mean_rgb: their colour, RGB in [0, 255].
     """
-    top, left = _random_corner(example["label"].shape, rng, size)
+    shape = example["label"].shape
+    scaled = scaled or shape
+    spare = np.subtract(scaled, _checked(size))
+    corner = rng.integers(np.minimum(spare, 0), np.maximum(spare, 0), endpoint=True)
+    top, left = corner.tolist()
+    if scaled != shape:
+        part = np.s_[max(top, 0) : top + size[0], max(left, 0) : left + size[1]]
+        example = resize(example, scaled, part)
+        top, left = min(top, 0), min(left, 0)
     return _window(example, top, left, size, ignore_label, mean_rgb)
 
 
@@ -138,18 +148,18 @@ def augment(
     """
     if size:
         example = resize(example, size)
+    scales = tuple(scale) != (1, 1)
     if crop:
-        scaled = example["label"].shape
-        if tuple(scale) != (1, 1):
-            scaled = _random_size(scaled, rng, *scale)
-        top, left = _random_corner(scaled, rng, crop)
-        if scaled != example["label"].shape:
-            # Only what the window shows is made.
-            part = np.s_[max(top, 0) : top + crop[0], max(left, 0) : left + crop[1]]
-            example = resize(example, scaled, part)
-            top, left = min(top, 0), min(left, 0)
-        example = _window(example, top, left, crop, ignore_label, mean_rgb)
-    elif tuple(scale) != (1, 1):
+        shape = example["label"].shape
+        example = random_crop(
+            example,
+            rng,
+            crop,
+            scaled=_random_size(shape, rng, *scale) if scales else None,
+            ignore_label=ignore_label,
+            mean_rgb=mean_rgb,
+        )
+    elif scales:
         example = random_scale(example, rng, *scale)
     return random_flip(example, rng) if flip else example
 
@@ -187,14 +197,6 @@ def _random_size(
         raise ValueError(f"scale must be 0 < low <= high, got ({low}, {high})")
     factor = rng.uniform(low, high)
     return _scaled(old[0], factor), _scaled(old[1], factor)
-
-
-def _random_corner(
-    old: tuple[int, int], rng: np.random.Generator, size: tuple[int, int]
-) -> tuple[int, int]:
-    spare = np.subtract(old, _checked(size))
-    corner = rng.integers(np.minimum(spare, 0), np.maximum(spare, 0), endpoint=True)
-    return int(corner[0]), int(corner[1])
 
 
 def _scaled(side: int, factor: float) -> int:

@@ -18,7 +18,7 @@ import numpy as np
 from fcn_jax.inference.buckets import predict_many
 from fcn_jax.inference.programs import labels_of
 from fcn_jax.models.fcn import FCN
-from fcn_jax.weights.network import shapes_of
+from fcn_jax.weights.layers import shapes_of
 
 
 def main() -> None:

@@ -34,7 +34,7 @@ from sizes import random_params
 from fcn_jax.models.fcn import FCN
 from fcn_jax.training.optim import make_optimizer
 from fcn_jax.training.steps import init_state, make_train_step
-from fcn_jax.weights.network import shapes_of
+from fcn_jax.weights.layers import shapes_of
 
 try:
     import fcn8s_torch

@@ -15,7 +15,7 @@ from fcn_jax.inference.predict import apply, predict
 from fcn_jax.models.fcn import FCN
 from fcn_jax.models.vgg import VGG16
 from fcn_jax.visualize import colorize, colormap, overlay
-from fcn_jax.weights.store import load, load_vgg16, save
+from fcn_jax.weights.load import load, load_vgg16, save
 
 __all__ = [
     "FCN",

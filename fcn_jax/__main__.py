@@ -20,7 +20,7 @@ from fcn_jax.evaluation.report import (
     write_report,
 )
 from fcn_jax.inference.export import OUTPUTS, export
-from fcn_jax.inference.files import predict_files
+from fcn_jax.inference.image_files import predict_files
 from fcn_jax.training.check_data import check_data
 from fcn_jax.training.config import (
     CONFIG_FILE,
@@ -31,8 +31,8 @@ from fcn_jax.training.config import (
     make_source,
 )
 from fcn_jax.visualize import save_label_png
-from fcn_jax.weights.inspect import describe
-from fcn_jax.weights.store import (
+from fcn_jax.weights.describe import describe
+from fcn_jax.weights.load import (
     Weights,
     compare,
     read,

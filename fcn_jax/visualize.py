@@ -250,7 +250,7 @@ def class_chart(
 
     Args:
         path: of the file, replaced as a whole.
-        surveys: of one or more splits (fcn_jax.data.check.Survey); the shares in the
+        surveys: of one or more splits (fcn_jax.data.survey.Survey); the shares in the
             first give the order.
         class_names: C names.
     """

@@ -14,7 +14,7 @@ from fcn_jax.__main__ import main
 from fcn_jax.data.sources import read_image, read_label
 from fcn_jax.evaluation.published import beside_published
 from fcn_jax.inference.buckets import predict_many
-from fcn_jax.inference.scales import predict_scales
+from fcn_jax.inference.probabilities import predict_scales
 from fcn_jax.training.config import Config, Data, Model, make_model, save_config
 
 NAMES = ("sky", "road", "car", "boat")  # The network never says "boat".

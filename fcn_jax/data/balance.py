@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from fcn_jax.data.check import Survey
+from fcn_jax.data.survey import Survey
 
 
 def median_frequency(survey: Survey) -> np.ndarray:

@@ -10,8 +10,8 @@ import jax
 import numpy as np
 from absl import flags
 
-from fcn_jax.data.buckets import bucket as bucket_of
-from fcn_jax.data.buckets import fill_up
+from fcn_jax.data.padding import bucket as bucket_of
+from fcn_jax.data.padding import fill_up
 
 # Without end in practice; grain's own infinity overflows in batches of one.
 _ENDLESS = 2**62

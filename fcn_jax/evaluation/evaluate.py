@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from fcn_jax.data.ahead import in_order
+from fcn_jax.data.read_ahead import read_ahead
 from fcn_jax.evaluation.metrics import confusion_matrix
 
 Predict = Callable[[Iterable[tuple[int, np.ndarray]]], Iterable[tuple[int, np.ndarray]]]
@@ -46,7 +46,7 @@ def evaluate(
     kept, waiting = {}, {}
 
     def images() -> Iterator[tuple[int, np.ndarray]]:
-        for i, example in enumerate(in_order(source.__getitem__, len(source))):
+        for i, example in enumerate(read_ahead(source.__getitem__, len(source))):
             waiting[i] = example
             yield i, example["image"]
 

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fcn_jax.data.buckets import STEP, bucket, fill_up
+from fcn_jax.data.padding import STEP, bucket, fill_up
 from fcn_jax.data.transforms import resize_image
 from fcn_jax.inference.programs import labels_of, scores_of
 from fcn_jax.inference.tiles import needs_tiles, predict_tiled

@@ -26,7 +26,7 @@ from fcn_jax.inference.image import Array, as_batch
 from fcn_jax.inference.predict import apply
 from fcn_jax.models.fcn import FCN
 from fcn_jax.models.geometry import body_extents
-from fcn_jax.weights.store import arrays_of
+from fcn_jax.weights.load import arrays_of
 
 OUTPUTS = ("labels", "logits")
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")

@@ -26,7 +26,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from fcn_jax.data.buckets import fill_up
+from fcn_jax.data.padding import fill_up
 from fcn_jax.inference.image import as_batch
 from fcn_jax.inference.programs import labels_of, scores_of
 from fcn_jax.models.fcn import FCN, SKIPS

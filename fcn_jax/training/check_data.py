@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from fcn_jax.data.balance import BALANCES
-from fcn_jax.data.check import Survey, check_source, overlaps, report, shortened
+from fcn_jax.data.survey import Survey, check_source, overlaps, report, shortened
 from fcn_jax.files import write_json
 from fcn_jax.training.config import Config, check, make_source
 from fcn_jax.visualize import class_chart

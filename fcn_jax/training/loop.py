@@ -38,7 +38,7 @@ from fcn_jax.training.optim import make_optimizer, make_schedule
 from fcn_jax.training.start import key_of, start_or_resume
 from fcn_jax.training.steps import TrainState, TrainStep, make_train_step
 from fcn_jax.weights.download import fetch
-from fcn_jax.weights.store import RUN_FILE, save
+from fcn_jax.weights.load import RUN_FILE, save
 
 
 def train(config: Config, workdir: str | Path) -> dict[str, Any]:

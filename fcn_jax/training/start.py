@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from fcn_jax.data.balance import BALANCES
-from fcn_jax.data.check import check_source
+from fcn_jax.data.survey import check_source
 from fcn_jax.models.fcn import FCN
 from fcn_jax.processes import is_main
 from fcn_jax.training.checkpoint import Checkpoints
@@ -24,7 +24,7 @@ from fcn_jax.training.config import (
     save_config,
 )
 from fcn_jax.training.steps import TrainState, init_state
-from fcn_jax.weights.store import read
+from fcn_jax.weights.load import read
 from fcn_jax.weights.transplant import transplant
 
 _log = logging.getLogger("fcn_jax")

@@ -16,12 +16,12 @@ from pathlib import Path
 import numpy as np
 
 from fcn_jax.models.vgg import VGG_MEAN_RGB
-from fcn_jax.weights.content import (
+from fcn_jax.weights.layers import (
     FCN_MEAN_RGB,
     NAMES,
     SCALES,
     UPSAMPLINGS,
-    Content,
+    WeightFile,
     from_chw,
     reversed_colors,
 )
@@ -41,7 +41,7 @@ _MAX_FIELDS, _MAX_BLOBS, _MAX_DIMENSIONS = 10_000, 16, 32
 _RUN = 65_536
 
 
-def read(path: str | Path) -> Content:
+def read(path: str | Path) -> WeightFile:
     """Reads a ``.caffemodel`` of V1 or of current layers, as VGG's own and the FCNs'.
 
     Args:
@@ -65,7 +65,7 @@ def read(path: str | Path) -> Content:
                 unused.append(name)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is no readable .caffemodel: {error}") from error
-    return Content(
+    return WeightFile(
         layers,
         FCN_MEAN_RGB if "score_fr" in layers else VGG_MEAN_RGB,
         f"Caffe .caffemodel ({' and '.join(sorted(kinds))}), BGR, O, I, H, W",

@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from fcn_jax.models.vgg import VGG_MEAN_RGB
-from fcn_jax.weights.content import BODY, Content, from_hwc
+from fcn_jax.weights.layers import BODY, WeightFile, from_hwc
 
 _MAGIC = b"\x93NUMPY"
 _OBJECT_HEADER = re.compile(rb"'descr': '\|O\d?'")
@@ -52,7 +52,7 @@ _GARBLED = (AttributeError, IndexError, KeyError, TypeError, DeprecationWarning)
 _MAX_OPCODES = 100_000
 
 
-def read(path: str | Path) -> Content:
+def read(path: str | Path) -> WeightFile:
     """Reads a caffe-tensorflow ``.npy`` file, or the bare pickle of one.
 
     Both layouts are read, ``{name: [kernel, bias]}`` and ``{name: {"weights": kernel,
@@ -82,7 +82,7 @@ def read(path: str | Path) -> Content:
     except ValueError as error:
         raise ValueError(f"{path} is no readable .npy of layers: {error}") from error
     source = "caffe-tensorflow .npy, BGR, H, W, I, O"
-    return Content(layers, VGG_MEAN_RGB, source, tuple(unused))
+    return WeightFile(layers, VGG_MEAN_RGB, source, tuple(unused))
 
 
 def _read_entries(path: Path) -> dict:

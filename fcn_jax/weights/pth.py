@@ -15,8 +15,8 @@ from typing import BinaryIO
 
 import numpy as np
 
-from fcn_jax.weights.content import Content
-from fcn_jax.weights.torch import from_state_dict
+from fcn_jax.weights.layers import WeightFile
+from fcn_jax.weights.torch_names import from_state_dict
 
 _LEGACY_MAGIC = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # PyTorch before 1.6
 _LEGACY_PICKLES = 5  # The magic, the protocol, the system, the tensors, the storages.
@@ -43,7 +43,7 @@ _PUTS, _GETS = ("BINPUT", "LONG_BINPUT"), ("BINGET", "LONG_BINGET")
 _ENCODE_CALL = (("BINUNICODE",), ("BINUNICODE", *_GETS), ("TUPLE2",), ("REDUCE",))
 
 
-def read(path: str | Path) -> Content:
+def read(path: str | Path) -> WeightFile:
     """Reads a ``.pth`` of a state dict, or of a trainer with one inside.
 
     Nothing in the file is run: it may ask for tensors and plain data, or is refused.

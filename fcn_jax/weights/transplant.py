@@ -4,8 +4,8 @@ import numpy as np
 from flax.traverse_util import unflatten_dict
 
 from fcn_jax.models.fcn import FCN, SKIPS
-from fcn_jax.weights.network import shapes_of
-from fcn_jax.weights.store import Weights
+from fcn_jax.weights.layers import shapes_of
+from fcn_jax.weights.load import Weights
 
 
 def transplant(weights: Weights, model: FCN) -> tuple[dict, list[str]]:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from fcn_jax.data.balance import inverse_log, median_frequency
-from fcn_jax.data.check import Survey, check_source
+from fcn_jax.data.survey import Survey, check_source
 
 
 def survey_of(*labels):

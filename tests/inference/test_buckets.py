@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fcn_jax.data.buckets import bucket, fill_up
+from fcn_jax.data.padding import bucket, fill_up
 from fcn_jax.evaluation.evaluate import evaluate
 from fcn_jax.inference.buckets import predict_many
 from fcn_jax.inference.predict import apply, predict

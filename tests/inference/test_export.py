@@ -14,7 +14,7 @@ from PIL import Image
 from fcn_jax.inference import export as module
 from fcn_jax.inference.export import export, load
 from fcn_jax.models.fcn import FCN
-from fcn_jax.weights.network import shapes_of
+from fcn_jax.weights.layers import shapes_of
 
 SERVE = Path(__file__).parents[2] / "examples" / "serve.py"
 CLASSES = 5

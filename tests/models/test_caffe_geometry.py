@@ -21,7 +21,7 @@ from fcn_jax.models.geometry import (
 )
 from fcn_jax.models.upsampling import upsample_bilinear, upsample_learned
 from fcn_jax.models.vgg import VGG16
-from fcn_jax.weights.store import load
+from fcn_jax.weights.load import load
 
 WIDTH, CLASSES = 1 / 16, 5
 MEAN_BGR = (104.00698793, 116.66876762, 122.67891434)

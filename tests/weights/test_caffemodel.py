@@ -6,7 +6,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from fcn_jax.weights import caffemodel, store
+from fcn_jax.weights import caffemodel, load
 
 RNG = np.random.default_rng(0)
 CONV = [RNG.normal(size=(4, 3, 3, 3)), RNG.normal(size=4)]
@@ -182,7 +182,7 @@ def test_read_takes_less_than_twice_the_file(tmp_path, reference):
     del weights, layers
     tracemalloc.start()
     try:
-        read = store.read(path)
+        read = load.read(path)
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()

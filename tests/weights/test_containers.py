@@ -9,7 +9,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from fcn_jax.models.fcn import FCN
-from fcn_jax.weights import store
+from fcn_jax.weights import load
 
 WIDTH, CLASSES = 1 / 32, 3
 FEATURES = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)
@@ -145,16 +145,16 @@ def test_vgg16_from_any_file_is_the_same(tmp_path, reference, body, write, rtol)
     path = tmp_path / "weights.of-some-kind"
     write(path, body, reference)
     expected = {name: reference.conv_params(*pair) for name, pair in body.items()}
-    assert_same(store.load_vgg16(path), expected, rtol=rtol)
+    assert_same(load.load_vgg16(path), expected, rtol=rtol)
 
 
 @pytest.mark.parametrize("write", [write_caffe_vgg, write_npy_old, write_keras])
 def test_convert_loses_nothing(tmp_path, reference, body, write):
     write(tmp_path / "file", body, reference)
-    weights = store.read(tmp_path / "file")
+    weights = load.read(tmp_path / "file")
     for _ in range(2):  # what is converted converts again
-        store.save_weights(tmp_path / "file", weights)
-        converted = store.read(tmp_path / "file")
+        load.save_weights(tmp_path / "file", weights)
+        converted = load.read(tmp_path / "file")
         assert_same(converted.params, weights.params, rtol=0)
         assert converted.model is None
         assert converted.mean_rgb == weights.mean_rgb
@@ -176,7 +176,7 @@ def fcn_layers(weights, reference, variant):
 def test_fcn_from_any_file_is_the_same(tmp_path, reference, weights, variant):
     layers = fcn_layers(weights, reference, variant)
     reference.write_caffemodel(tmp_path / "a.caffemodel", layers)
-    model, params = store.load(tmp_path / "a.caffemodel")
+    model, params = load.load(tmp_path / "a.caffemodel")
     assert_same(
         params,
         {
@@ -185,9 +185,9 @@ def test_fcn_from_any_file_is_the_same(tmp_path, reference, weights, variant):
         },
         rtol=0,
     )
-    store.save(tmp_path / "a.safetensors", model, params)
-    assert store.load(tmp_path / "a.safetensors")[0] == model
-    assert_same(store.load(tmp_path / "a.safetensors")[1], params, rtol=0)
+    load.save(tmp_path / "a.safetensors", model, params)
+    assert load.load(tmp_path / "a.safetensors")[0] == model
+    assert_same(load.load(tmp_path / "a.safetensors")[1], params, rtol=0)
 
     torch = pytest.importorskip("torch", reason="torch is not installed")
     state = {}
@@ -195,20 +195,20 @@ def test_fcn_from_any_file_is_the_same(tmp_path, reference, weights, variant):
         for part, blob in zip(("weight", "bias"), blobs, strict=False):
             state[f"{name}.{part}"] = torch.from_numpy(np.ascontiguousarray(blob))
     torch.save(state, tmp_path / "a.pth")
-    assert store.load(tmp_path / "a.pth")[0] == model
-    assert_same(store.load(tmp_path / "a.pth")[1], params, rtol=0)
+    assert load.load(tmp_path / "a.pth")[0] == model
+    assert_same(load.load(tmp_path / "a.pth")[1], params, rtol=0)
 
 
 @pytest.fixture
 def fcn8s(tmp_path, reference, weights):
     """Writes an FCN-8s with some layers changed, and loads it."""
 
-    def load(**changed):
+    def load_changed(**changed):
         layers = fcn_layers(weights, reference, "fcn8s") | changed
         layers = {name: blobs for name, blobs in layers.items() if blobs}
-        return store.load(reference.write_caffemodel(tmp_path / "fcn", layers))
+        return load.load(reference.write_caffemodel(tmp_path / "fcn", layers))
 
-    return load
+    return load_changed
 
 
 def bilinear(reference, factor):
@@ -266,7 +266,7 @@ def test_fcn_that_does_not_fit_is_refused_with_its_layer(fcn8s, changed, problem
 def test_load_of_a_classifier_names_load_vgg16(tmp_path, body, reference):
     write_caffe_vgg(tmp_path / "vgg", body, reference)
     with pytest.raises(ValueError, match=r"vgg holds a VGG-16 .*fcn_jax.load_vgg16"):
-        store.load(tmp_path / "vgg")
+        load.load(tmp_path / "vgg")
 
 
 @pytest.mark.parametrize("write", [write_caffe_current, write_npy_old, write_keras])
@@ -275,21 +275,21 @@ def test_vgg19_is_refused_by_the_layer_that_is_too_many(
 ):
     write(tmp_path / "vgg", {**body, "conv3_4": body["conv3_3"]}, reference)
     with pytest.raises(ValueError, match="vgg is a VGG-19: it has .*conv"):
-        store.load_vgg16(tmp_path / "vgg")
+        load.load_vgg16(tmp_path / "vgg")
 
 
 def test_torchvisions_vgg19_is_refused(tmp_path, body):
     tensors = torchvision(body) | {"features.34.weight": np.ones(1, np.float32)}
     save_file(tensors, tmp_path / "vgg")
     with pytest.raises(ValueError, match="vgg is a VGG-19: it has features.34"):
-        store.load_vgg16(tmp_path / "vgg")
+        load.load_vgg16(tmp_path / "vgg")
 
 
 def test_load_vgg16_of_an_fcn_gives_its_body(tmp_path, reference, weights):
     layers = fcn_layers(weights, reference, "fcn16s")
     reference.write_caffemodel(tmp_path / "fcn", layers)
     assert_same(
-        store.load_vgg16(tmp_path / "fcn"), reference.body_params(weights), rtol=0
+        load.load_vgg16(tmp_path / "fcn"), reference.body_params(weights), rtol=0
     )
 
 
@@ -298,7 +298,7 @@ def test_other_layers_are_named_in_the_log(tmp_path, body, reference, caplog):
     layers |= {"bn1": [np.ones(3)], "prob": [np.ones(2)]}
     reference.write_caffemodel(tmp_path / "vgg", layers)
     with caplog.at_level("INFO", "fcn_jax"):
-        store.load_vgg16(tmp_path / "vgg")
+        load.load_vgg16(tmp_path / "vgg")
     assert caplog.messages == [f"{tmp_path}/vgg: not used: bn1, prob"]
 
 

@@ -5,7 +5,7 @@ import pytest
 
 from fcn_jax.models.fcn import FCN
 from fcn_jax.models.vgg import VGG16
-from fcn_jax.weights.store import Weights
+from fcn_jax.weights.load import Weights
 from fcn_jax.weights.transplant import transplant
 
 WIDTH, CLASSES = 1 / 32, 3

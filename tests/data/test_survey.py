@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fcn_jax.data.check import check_source, overlaps, report, shortened
 from fcn_jax.data.sources import FolderSource
+from fcn_jax.data.survey import check_source, overlaps, report, shortened
 from fcn_jax.visualize import class_chart, colormap
 
 VOID = 9

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fcn_jax.data.buckets import bucket, fill_up
+from fcn_jax.data.padding import bucket, fill_up
 from fcn_jax.data.transforms import resize_image
 from fcn_jax.inference.buckets import Key
 from fcn_jax.models.extent import zero_outside

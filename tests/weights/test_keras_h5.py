@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fcn_jax.weights.keras import read
+from fcn_jax.weights.keras_h5 import read
 
 h5py = pytest.importorskip("h5py", reason="h5py is not installed")
 

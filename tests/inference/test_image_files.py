@@ -5,7 +5,7 @@ from PIL import Image
 
 from fcn_jax.data.sources import read_image, read_label
 from fcn_jax.inference import buckets
-from fcn_jax.inference.files import find_images, predict_files
+from fcn_jax.inference.image_files import find_images, predict_files
 from fcn_jax.inference.predict import apply, predict
 from fcn_jax.models.fcn import FCN
 from fcn_jax.visualize import colormap, overlay

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from fcn_jax.data.ahead import in_order
+from fcn_jax.data.read_ahead import read_ahead
 from fcn_jax.data.sources import image_suffixes, read_image
 from fcn_jax.files import replacing
 from fcn_jax.inference.buckets import predict_many
-from fcn_jax.inference.scales import predict_scales
+from fcn_jax.inference.probabilities import predict_scales
 from fcn_jax.models.fcn import FCN
 from fcn_jax.visualize import overlay, save_image, save_label_png
 
@@ -116,7 +116,7 @@ def _read(
         except ValueError as error:
             return str(error)
 
-    for path, image in zip(paths, in_order(read, len(paths)), strict=True):
+    for path, image in zip(paths, read_ahead(read, len(paths)), strict=True):
         if isinstance(image, str):
             unread.append((path, image))
             bar.update()

@@ -14,7 +14,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from fcn_jax.models.fcn import FCN
-from fcn_jax.weights import store
+from fcn_jax.weights import load
 
 WIDTH = 1 / 32
 MODEL = FCN(variant="fcn16s", num_classes=3, width=WIDTH, mean_rgb=(1.0, 2.0, 3.0))
@@ -100,7 +100,7 @@ def params():
 @pytest.fixture
 def saved(tmp_path, params):
     path = tmp_path / "fcn.safetensors"
-    store.save(path, MODEL, params, class_names=("sky", "road", "car"))
+    load.save(path, MODEL, params, class_names=("sky", "road", "car"))
     return path
 
 
@@ -112,7 +112,7 @@ def rewrite(path, tensors=None, **metadata):
 
 
 def test_read_npy_gives_its_numbers(tmp_path):
-    weights = store.read(write_npy(tmp_path / "vgg16.npy", random_body()))
+    weights = load.read(write_npy(tmp_path / "vgg16.npy", random_body()))
     assert weights.model is None
     assert_same(weights.params, {"body": random_body()})
     assert weights.mean_rgb == (123.68, 116.779, 103.939)
@@ -120,7 +120,7 @@ def test_read_npy_gives_its_numbers(tmp_path):
 
 def test_read_torchvision_gives_its_numbers(tmp_path):
     path = write_torchvision(tmp_path / "vgg16.safetensors", random_body())
-    weights = store.read(path)
+    weights = load.read(path)
     assert_same(weights.params["body"], random_body(), rtol=1e-6)
     np.testing.assert_allclose(weights.mean_rgb, (123.675, 116.28, 103.53), rtol=1e-12)
 
@@ -128,7 +128,7 @@ def test_read_torchvision_gives_its_numbers(tmp_path):
 def test_read_bfloat16_becomes_float32(tmp_path):
     path = tmp_path / "vgg16.safetensors"
     write_torchvision(path, random_body(), ml_dtypes.bfloat16)
-    assert_same(store.read(path).params["body"], random_body(), rtol=2**-8)
+    assert_same(load.read(path).params["body"], random_body(), rtol=2**-8)
 
 
 def test_read_of_a_type_numpy_lacks_is_refused(tmp_path):
@@ -136,24 +136,24 @@ def test_read_of_a_type_numpy_lacks_is_refused(tmp_path):
     header = b'{"features.0.bias":{"dtype":"F8_E4M3","shape":[2],"data_offsets":[0,2]}}'
     path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(2))
     with pytest.raises(ValueError, match="holds a type that numpy lacks: .*float8"):
-        store.read(path)
+        load.read(path)
 
 
 def test_read_knows_a_file_by_its_content(tmp_path):
     body = random_body()
     as_npy = write_npy(tmp_path / "a.safetensors", body)
     as_safetensors = write_torchvision(tmp_path / "b.npy", body)
-    assert store.read(as_npy).source == "caffe-tensorflow .npy, BGR, H, W, I, O"
-    assert store.read(as_safetensors).source.startswith("PyTorch")
+    assert load.read(as_npy).source == "caffe-tensorflow .npy, BGR, H, W, I, O"
+    assert load.read(as_safetensors).source.startswith("PyTorch")
 
 
 def test_load_vgg16_of_a_saved_network_gives_its_body(saved, params):
-    assert_same(store.load_vgg16(saved), params["body"])
-    assert store.read(saved).mean_rgb == (1.0, 2.0, 3.0)
+    assert_same(load.load_vgg16(saved), params["body"])
+    assert load.read(saved).mean_rgb == (1.0, 2.0, 3.0)
 
 
 def test_load_vgg16_gives_jax_arrays(tmp_path):
-    params = store.load_vgg16(write_npy(tmp_path / "vgg16.npy", random_body()))
+    params = load.load_vgg16(write_npy(tmp_path / "vgg16.npy", random_body()))
     assert_same(params, random_body())
     assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(params))
 
@@ -161,13 +161,13 @@ def test_load_vgg16_gives_jax_arrays(tmp_path):
 def test_read_without_fc_says_that_they_start_at_random(tmp_path, caplog):
     path = write_npy(tmp_path / "vgg16.npy", random_body(without=["fc"]))
     with caplog.at_level(logging.WARNING, "fcn_jax"):
-        weights = store.read(path)
+        weights = load.read(path)
     assert_same(weights.params["body"], random_body(without=["fc"]))
     assert caplog.messages == [f"{path} has no fc6 and fc7: they start at random"]
 
 
 def test_read_with_fc_is_silent(tmp_path, caplog):
-    store.read(write_npy(tmp_path / "vgg16.npy", random_body(without=["fc8"])))
+    load.read(write_npy(tmp_path / "vgg16.npy", random_body(without=["fc8"])))
     assert not caplog.messages
 
 
@@ -180,7 +180,7 @@ def test_read_lists_every_mismatch_at_once(tmp_path):
     body["fc8"]["bias"] = body["fc8"]["bias"][:9]
     path = write_npy(tmp_path / "vgg16.npy", body)
     with pytest.raises(ValueError) as caught:
-        store.read(path)
+        load.read(path)
     first, *problems = str(caught.value).splitlines()
     assert first == f"{path} does not fit the network:"
     assert sorted(problems) == [
@@ -200,7 +200,7 @@ def test_read_odd_first_layer_is_a_mismatch(tmp_path, kernel):
     tensors = {"features.0.weight": np.asarray(kernel), "features.0.bias": np.ones(2)}
     save_file(tensors, tmp_path / "odd")
     with pytest.raises(ValueError, match=r"conv1_1/kernel .*, want \(3, 3, 3, 2\)"):
-        store.read(tmp_path / "odd")
+        load.read(tmp_path / "odd")
 
 
 @pytest.mark.parametrize(
@@ -215,7 +215,7 @@ def test_read_odd_first_layer_is_a_mismatch(tmp_path, kernel):
         (b"\x00\x01\x02\x03", "is of no kind known here"),
     ],
 )
-@pytest.mark.parametrize("read", [store.read, store.load])
+@pytest.mark.parametrize("read", [load.read, load.load])
 def test_read_of_another_file_says_what_it_is(tmp_path, read, content, problem):
     path = tmp_path / "vgg16.npy"
     path.write_bytes(content)
@@ -224,14 +224,14 @@ def test_read_of_another_file_says_what_it_is(tmp_path, read, content, problem):
 
 
 def test_save_then_load_gives_the_same_network(saved, params):
-    model, loaded = store.load(saved)
+    model, loaded = load.load(saved)
     assert model == MODEL
     assert_same(loaded, params)
     image = np.random.default_rng(0).integers(0, 256, (1, 9, 11, 3), np.uint8)
     np.testing.assert_array_equal(
         model.apply({"params": loaded}, image), MODEL.apply({"params": params}, image)
     )
-    assert store.read(saved).class_names == ("sky", "road", "car")
+    assert load.read(saved).class_names == ("sky", "road", "car")
 
 
 def test_save_of_every_field_loads_the_same_model(tmp_path):
@@ -248,17 +248,17 @@ def test_save_of_every_field_loads_the_same_model(tmp_path):
     )
     params = random_params(model)
     path = tmp_path / "new" / "directory" / "fcn.safetensors"
-    store.save(path, model, params)
-    loaded_model, loaded = store.load(path)
+    load.save(path, model, params)
+    loaded_model, loaded = load.load(path)
     assert loaded_model == model
     assert_same(loaded, params)
-    assert store.read(path).class_names == ()
+    assert load.read(path).class_names == ()
 
 
 def test_save_of_bfloat16_compute_loads_float32_compute(tmp_path, params):
     path = tmp_path / "fcn.safetensors"
-    store.save(path, MODEL.clone(dtype=jnp.bfloat16), params)
-    assert store.load(path)[0] == MODEL
+    load.save(path, MODEL.clone(dtype=jnp.bfloat16), params)
+    assert load.load(path)[0] == MODEL
 
 
 def test_save_that_fails_leaves_the_old_file_alone(saved, params, monkeypatch):
@@ -269,7 +269,7 @@ def test_save_that_fails_leaves_the_old_file_alone(saved, params, monkeypatch):
 
     monkeypatch.setattr(os, "replace", fail)
     with pytest.raises(OSError, match="disk full"):
-        store.save(saved, MODEL, params)
+        load.save(saved, MODEL, params)
     assert saved.read_bytes() == before
     assert list(saved.parent.iterdir()) == [saved]
 
@@ -283,13 +283,13 @@ def test_save_gives_the_file_the_usual_permissions(saved):
 def test_save_of_params_of_another_model_is_refused(tmp_path, params):
     path = tmp_path / "fcn.safetensors"
     with pytest.raises(ValueError, match=r"head/score_fr/bias has shape \(3,\), want"):
-        store.save(path, MODEL.clone(num_classes=4), params)
+        load.save(path, MODEL.clone(num_classes=4), params)
     assert not path.exists()
 
 
 def test_save_of_too_few_class_names_is_refused(tmp_path, params):
     with pytest.raises(ValueError, match="class_names has 2 names for 3 classes"):
-        store.save(tmp_path / "fcn", MODEL, params, class_names=("sky", "road"))
+        load.save(tmp_path / "fcn", MODEL, params, class_names=("sky", "road"))
 
 
 def test_load_of_a_file_that_does_not_fit_lists_every_array(saved):
@@ -298,7 +298,7 @@ def test_load_of_a_file_that_does_not_fit_lists_every_array(saved):
     tensors["head/score_fr/bias"] = np.zeros(5, np.float32)
     rewrite(saved, tensors)
     with pytest.raises(ValueError) as caught:
-        store.load(saved)
+        load.load(saved)
     assert sorted(str(caught.value).splitlines()[1:]) == [
         "body/conv1_1/kernel is missing, want (3, 3, 3, 2)",
         "head/score_fr/bias has shape (5,), want (3,)",
@@ -309,10 +309,10 @@ def test_load_of_a_file_that_does_not_fit_lists_every_array(saved):
 def test_load_of_vgg16_names_load_vgg16(tmp_path, write):
     path = write(tmp_path / "vgg16", random_body())
     with pytest.raises(ValueError, match="fcn_jax.load_vgg16"):
-        store.load(path)
+        load.load(path)
 
 
-@pytest.mark.parametrize("read", [store.load, store.read])
+@pytest.mark.parametrize("read", [load.load, load.read])
 @pytest.mark.parametrize(
     ("metadata", "problem"),
     [
@@ -332,8 +332,8 @@ def test_load_of_other_metadata_is_refused(saved, read, metadata, problem):
 
 
 def test_load_of_a_directory_loads_the_run(tmp_path, params):
-    store.save(tmp_path / store.RUN_FILE, MODEL, params)
-    model, loaded = store.load(tmp_path)
+    load.save(tmp_path / load.RUN_FILE, MODEL, params)
+    model, loaded = load.load(tmp_path)
     assert model == MODEL
     assert_same(loaded, params)
 
@@ -342,7 +342,7 @@ def test_load_truncated_anywhere_raises_value_error(saved):
     content = saved.read_bytes()
     for length in (*range(0, 4000, 97), *range(4000, len(content), 9973)):
         saved.write_bytes(content[:length])
-        for read in (store.load, store.read):
+        for read in (load.load, load.read):
             with pytest.raises(ValueError, match="fcn.safetensors"):
                 read(saved)
 
@@ -365,6 +365,6 @@ def scratch(tmp_path_factory) -> Path:
 )
 def test_read_random_bytes_raises_value_error(scratch, start, content):
     scratch.write_bytes(start + content)
-    for read in (store.load, store.read):
+    for read in (load.load, load.read):
         with pytest.raises(ValueError, match=str(scratch)):
             read(scratch)

@@ -11,12 +11,12 @@ from collections.abc import Mapping
 import numpy as np
 
 from fcn_jax.models.vgg import VGG_MEAN_RGB
-from fcn_jax.weights.content import (
+from fcn_jax.weights.layers import (
     BODY,
     FCN_MEAN_RGB,
     SCORES,
     UPSAMPLINGS,
-    Content,
+    WeightFile,
     from_chw,
     reversed_colors,
 )
@@ -68,7 +68,7 @@ _SOURCES = {
 }
 
 
-def from_state_dict(tensors: Mapping[str, np.ndarray]) -> Content:
+def from_state_dict(tensors: Mapping[str, np.ndarray]) -> WeightFile:
     """Turns a state dict into layers: of torchvision's or timm's VGG-16, or an FCN.
 
     torchvision's networks take ``(rgb / 255 - mean) / std``, which is ``(rgb - 255 *
@@ -107,7 +107,7 @@ def from_state_dict(tensors: Mapping[str, np.ndarray]) -> Content:
     if pixels == "torchvision":
         mean_rgb = tuple((255 * _MEAN).tolist())
     unused = tuple(key for key in tensors if key not in used)
-    return Content(layers, mean_rgb, _SOURCES[pixels], unused)
+    return WeightFile(layers, mean_rgb, _SOURCES[pixels], unused)
 
 
 def _caffe_pixels(kernel: np.ndarray) -> str | None:

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from fcn_jax.data.ahead import in_order
 from fcn_jax.data.labels import to_classes
+from fcn_jax.data.read_ahead import read_ahead
 
 _MOST_VOID = 0.9  # Share of void pixels from which an image is suspicious.
 _MOST_OVERLAPS = 10  # Lines.
@@ -106,7 +106,7 @@ def check_source(
 
     counts = (np.zeros(n, np.int64) for n in (num_classes,) * 3 + (3,))
     survey = Survey(*counts, images=len(source))
-    looks = in_order(look, len(source), threads=threads)
+    looks = read_ahead(look, len(source), threads=threads)
     bar = tqdm(
         looks, desc="check", total=len(source), unit="image", disable=not progress
     )

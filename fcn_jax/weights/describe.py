@@ -5,16 +5,15 @@ from pathlib import Path
 import numpy as np
 
 from fcn_jax.models.fcn import FCN
-from fcn_jax.weights.content import Content
-from fcn_jax.weights.network import network_of
+from fcn_jax.weights.layers import WeightFile, network_of
 
 
-def describe(path: str | Path, content: Content) -> str:
+def describe(path: str | Path, content: WeightFile) -> str:
     """A report of a file: the network, its mean, its layers and their numbers.
 
     Args:
         path: of the file.
-        content: of the file, as `fcn_jax.weights.store.read_content` gives it.
+        content: of the file, as `fcn_jax.weights.load.read_content` gives it.
     Returns:
         Lines to print. Kernels are H, W, I, O for RGB, whatever the file's own layout.
     Raises:
@@ -39,7 +38,7 @@ def describe(path: str | Path, content: Content) -> str:
     return "\n".join(lines)
 
 
-def _what(content: Content, model: FCN | None) -> str:
+def _what(content: WeightFile, model: FCN | None) -> str:
     layers = content.layers
     if model:
         scales = " and ".join(f"{scale:g}" for scale in model.pool_scales)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fcn_jax.weights.pth import read
-from fcn_jax.weights.torch import from_state_dict
+from fcn_jax.weights.torch_names import from_state_dict
 
 MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
 TORCHVISION = {

@@ -17,13 +17,35 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from fcn_jax.models.fcn import FCN, fields_of
 from fcn_jax.models.vgg import VGG16
-from fcn_jax.weights import caffemodel, keras, native, npy, pth
-from fcn_jax.weights.content import Content
+from fcn_jax.weights import caffemodel, keras_h5, npy, pth, safetensors_file
 from fcn_jax.weights.download import fetch
-from fcn_jax.weights.network import network_of, shapes_of
-from fcn_jax.weights.sniff import sniff
+from fcn_jax.weights.layers import WeightFile, network_of, shapes_of
 
 _log = logging.getLogger("fcn_jax")
+
+# Kinds by their first bytes; more particular ones first.
+_TORCH_MAGIC = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # PyTorch before 1.6
+_KINDS = (
+    (_TORCH_MAGIC, "torch"),
+    (b"PK\x03\x04", "torch"),
+    (b"\x93NUMPY", "npy"),
+    (b"\x80", "npy"),  # a pickle without the header
+    (b"\x89HDF\r\n\x1a\n", "keras"),
+    # A NetParameter begins with its name, an input or a layer.
+    (b"\x0a", "caffemodel"),
+    (b"\x12", "caffemodel"),
+    (b"\x1a", "caffemodel"),
+    (b"\xa2\x06", "caffemodel"),
+)
+
+# What people have in place of a weight file.
+_NOT_WEIGHTS = (
+    (b"<", "looks like an HTML or XML page, perhaps a download that failed"),
+    (b"version https://git-lfs", "is a Git LFS pointer, not the file it stands for"),
+    (b"name:", "looks like a .prototxt, a network's definition without its weights"),
+    (b"", "is of no kind known here"),
+)
+_WAY_OUT = "pass a .caffemodel, .npy, .pth, .h5 or .safetensors file"
 
 # A layer that VGG-16 lacks, by its names: the others would fit.
 _VGG19 = re.compile(r"\b(conv3_4|block3_conv4|features\.34)\b")
@@ -114,7 +136,7 @@ def read(path: str | Path) -> Weights:
     return compare(path, read_content(path))
 
 
-def compare(path: str | Path, content: Content) -> Weights:
+def compare(path: str | Path, content: WeightFile) -> Weights:
     """Compares the content of a file with the network that it makes.
 
     Args:
@@ -136,7 +158,7 @@ def compare(path: str | Path, content: Content) -> Weights:
     return Weights(model, params, content.mean_rgb, content.source, content.class_names)
 
 
-def read_content(path: str | Path) -> Content:
+def read_content(path: str | Path) -> WeightFile:
     """Reads the layers of a file, whatever network they make.
 
     Args:
@@ -174,7 +196,7 @@ def save(
         )
     arrays = arrays_of(model, params)
     fields = {"model": fields_of(model), "class_names": list(class_names)}
-    native.write(path, arrays, fields)
+    safetensors_file.write(path, arrays, fields)
 
 
 def arrays_of(model: FCN, params: Mapping) -> dict[str, np.ndarray]:
@@ -198,7 +220,7 @@ def save_weights(path: str | Path, weights: Weights) -> None:
     else:
         arrays = flatten_dict(weights.params, sep="/")
         fields = {"mean_rgb": weights.mean_rgb, "source": weights.source}
-        native.write(path, arrays, fields)
+        safetensors_file.write(path, arrays, fields)
 
 
 def _file(path: str | Path) -> Path:
@@ -214,16 +236,38 @@ def _file(path: str | Path) -> Path:
     return run / RUN_FILE
 
 
-_READERS: dict[str, Callable[[Path], Content]] = {
+def sniff(path: str | Path) -> str:
+    """Returns "caffemodel", "keras", "npy", "safetensors" or "torch".
+
+    Raises:
+        ValueError: if the file is of none of these kinds, telling what it is instead.
+    """
+    with open(path, "rb") as file:
+        head = file.read(64)
+    if not head:
+        raise ValueError(f"{path} is empty; {_WAY_OUT}")
+    stranger = next(
+        what for start, what in _NOT_WEIGHTS if head.lstrip().startswith(start)
+    )
+    if stranger is _NOT_WEIGHTS[-1][1]:
+        if head[8:9] == b"{":  # behind the length of its header
+            return "safetensors"
+        for start, kind in _KINDS:
+            if head.startswith(start):
+                return kind
+    raise ValueError(f"{path} {stranger}; {_WAY_OUT}")
+
+
+_READERS: dict[str, Callable[[Path], WeightFile]] = {
     "caffemodel": caffemodel.read,
-    "keras": keras.read,
+    "keras": keras_h5.read,
     "npy": npy.read,
-    "safetensors": native.read,
+    "safetensors": safetensors_file.read,
     "torch": pth.read,
 }
 
 
-def _params(path: str | Path, model: FCN | None, content: Content) -> dict:
+def _params(path: str | Path, model: FCN | None, content: WeightFile) -> dict:
     """The parameters of a network, or of a VGG-16's body, that a file holds."""
     flat = flatten_dict(content.layers, sep="/")
     if model is None:

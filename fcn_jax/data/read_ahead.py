@@ -8,7 +8,7 @@ from typing import TypeVar
 Result = TypeVar("Result")
 
 
-def in_order(
+def read_ahead(
     work: Callable[[int], Result], n: int, *, threads: int = 2
 ) -> Iterator[Result]:
     """The results of work(0), work(1), ..., work(n - 1).

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from fcn_jax.models.vgg import VGG_MEAN_RGB
-from fcn_jax.weights.content import BODY, Content, from_hwc
+from fcn_jax.weights.layers import BODY, WeightFile, from_hwc
 
 _CONVOLUTIONS = tuple(name for name in BODY if name.startswith("conv"))
 _DENSE = ("fc6", "fc7", "fc8")
@@ -36,7 +36,7 @@ _LEAF = re.compile(r"(?:.*_)?(kernel|W|bias|b)(?:_\d+)?(?::\d+)?")  # fc1_W_1:0
 _MAX_LINKS, _MAX_DEPTH = 10_000, 10
 
 
-def read(path: str | Path) -> Content:
+def read(path: str | Path) -> WeightFile:
     """Reads the VGG-16 of Keras applications, weights alone or a whole model.
 
     Args:
@@ -62,7 +62,7 @@ def read(path: str | Path) -> Content:
             layers, unused = _layers(file, size)
     except Exception as error:  # Garbled bytes end in errors of every kind.
         raise ValueError(f"{path} is no readable Keras .h5: {error}") from error
-    return Content(layers, VGG_MEAN_RGB, "Keras .h5, BGR, H, W, I, O", tuple(unused))
+    return WeightFile(layers, VGG_MEAN_RGB, "Keras .h5, BGR, H, W, I, O", tuple(unused))
 
 
 def _layers(file: Any, size: int) -> tuple[dict, list[str]]:

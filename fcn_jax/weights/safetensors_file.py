@@ -17,9 +17,8 @@ from safetensors.numpy import save_file
 
 from fcn_jax.files import replacing
 from fcn_jax.models.fcn import FCN
-from fcn_jax.weights import torch
-from fcn_jax.weights.content import Content
-from fcn_jax.weights.network import shapes_of
+from fcn_jax.weights.layers import WeightFile, shapes_of
+from fcn_jax.weights.torch_names import from_state_dict
 
 _FORMAT = "fcn_jax"
 _VERSION = "1"
@@ -42,7 +41,7 @@ def write(path: str | Path, arrays: dict[str, np.ndarray], fields: dict) -> None
         unfinished.chmod(mode)  # save_file would keep others from reading it
 
 
-def read(path: str | Path) -> Content:
+def read(path: str | Path) -> WeightFile:
     """Reads a safetensors file, of our own or of PyTorch's names.
 
     Args:
@@ -59,7 +58,7 @@ def read(path: str | Path) -> Content:
     except (AttributeError, TypeError) as error:  # such as floats of 8 bits
         raise ValueError(f"{path} holds a type that numpy lacks: {error}") from error
     if metadata.get("format") != _FORMAT:
-        return torch.from_state_dict(tensors)
+        return from_state_dict(tensors)
     if metadata.get("version") != _VERSION:
         raise ValueError(
             f"{path} has format version {metadata.get('version')}, this fcn_jax reads "
@@ -69,12 +68,12 @@ def read(path: str | Path) -> Content:
     if "model" not in metadata:
         mean_rgb = _mean(path, _json(path, metadata, "mean_rgb"))
         source = str(_json(path, metadata, "source")).removeprefix("fcn_jax, from ")
-        return Content(layers, mean_rgb, f"fcn_jax, from {source}", unused)
+        return WeightFile(layers, mean_rgb, f"fcn_jax, from {source}", unused)
     model = _model(path, _json(path, metadata, "model"))
     names = _json(path, metadata, "class_names")
     if not isinstance(names, list) or len(names) not in (0, model.num_classes):
         raise ValueError(f"{path} has damaged metadata: class_names")
-    return Content(
+    return WeightFile(
         layers,
         model.mean_rgb,
         "fcn_jax, RGB, H, W, I, O",

@@ -4,7 +4,7 @@ import pytest
 from PIL import Image
 
 from fcn_jax.inference.predict import apply
-from fcn_jax.inference.scales import predict_scales
+from fcn_jax.inference.probabilities import predict_scales
 from fcn_jax.models.fcn import FCN
 
 MODEL = FCN(variant="fcn32s", num_classes=5, width=1 / 16)

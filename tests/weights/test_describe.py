@@ -3,9 +3,9 @@ import pytest
 
 from fcn_jax.__main__ import main
 from fcn_jax.models.fcn import FCN
-from fcn_jax.weights import store
-from fcn_jax.weights.content import Content
-from fcn_jax.weights.inspect import describe
+from fcn_jax.weights import load
+from fcn_jax.weights.describe import describe
+from fcn_jax.weights.layers import WeightFile
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def test_inspect_tells_what_the_file_is_and_each_layer(vgg, weights, capsys):
 def test_inspect_of_an_fcn_tells_its_geometry_and_scales(tmp_path):
     model = FCN(num_classes=2, geometry="caffe", pool_scales=(0.01, 0.0001))
     layers = {"score_fr": {"kernel": np.zeros((1, 1, 4, 2)), "bias": np.zeros(2)}}
-    content = Content(layers, (1.0, 2.0, 3.0), "a test", model=model)
+    content = WeightFile(layers, (1.0, 2.0, 3.0), "a test", model=model)
     assert describe("a", content).splitlines()[1] == (
         "fcn8s, 2 classes, geometry caffe, width 1, pool scales 0.01 and 0.0001, "
         "bilinear upsampling"
@@ -63,7 +63,7 @@ def test_convert_writes_what_loads_the_same(vgg, tmp_path, capsys):
     target = tmp_path / "new" / "vgg.safetensors"
     assert main(["convert", str(vgg), str(target)]) == 0
     assert f"Written: {target}, from Caffe .caffemodel" in capsys.readouterr().out
-    one, other = store.read(vgg), store.read(target)
+    one, other = load.read(vgg), load.read(target)
     assert one.mean_rgb == other.mean_rgb
     for name, layer in one.params["body"].items():
         for part, array in layer.items():

@@ -1,5 +1,5 @@
 # make demo: trains and evaluates a small network, draws its results.
-# make test: the whole test suite.  make lint: style.
+# make test: the whole test suite.  make lint: style, and imports that go one way.
 
 PYTHON ?= python3
 VENV := .venv
@@ -14,11 +14,12 @@ demo: $(VENV)/installed
 	@echo "Look at $(CURDIR)/runs/quickstart/results_val.png"
 
 test: $(VENV)/installed-dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
 
 $(VENV)/installed: pyproject.toml requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \

@@ -1,8 +1,8 @@
-"""Trains and evaluates a network: python train.py --config configs/quickstart.py"""
+"""Train and evaluate a network: python train.py --config FILE --workdir DIR.
 
-import logging
+``python -m fcn_jax train`` does the same for a single process.
+"""
 
-import absl.logging
 from absl import app, flags
 from ml_collections import config_flags
 
@@ -13,33 +13,31 @@ _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Directory of the run; an unfinished run in it is resumed."
 )
 _COORDINATOR = flags.DEFINE_string(
-    "coordinator", None, "host:port of process 0, of several; schedulers tell it."
+    "coordinator", None, "host:port of process 0, if a scheduler does not tell it."
 )
-_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many they are.")
-_PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which this is, from 0.")
+_NUM_PROCESSES = flags.DEFINE_integer(
+    "num_processes", None, "Number of processes of the run."
+)
+_PROCESS_ID = flags.DEFINE_integer(
+    "process_id", None, "Number of this process, from 0."
+)
 flags.mark_flags_as_required(["config", "workdir"])
 
 
 def main(argv: list[str]) -> None:
+    """Run the training that the flags describe."""
     if len(argv) > 1:
         raise app.UsageError(f"unknown arguments: {' '.join(argv[1:])}")
-    from fcn_jax.compilation import keep_compiled
-    from fcn_jax.evaluation.report import table
-    from fcn_jax.processes import initialize, is_main
-    from fcn_jax.training.loop import train
+    from fcn_jax.files import enable_compilation_cache
+    from fcn_jax.processes import initialize
+    from fcn_jax.training.command import train_and_report
 
-    absl.logging.set_verbosity(absl.logging.WARNING)  # Orbax tells all it does.
-    logging.getLogger("fcn_jax").setLevel(logging.INFO)
     try:
-        keep_compiled()
+        enable_compilation_cache()
         initialize(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
-        figures = train(_CONFIG.value, _WORKDIR.value)
+        train_and_report(_CONFIG.value, _WORKDIR.value)
     except (ValueError, FloatingPointError, OSError, KeyboardInterrupt) as error:
         raise SystemExit(f"train.py: {error}") from error
-    if not is_main():
-        return
-    print(f"Best network, of step {figures.pop('step')}:\n{table(figures)}")
-    print(f"Pictures: {_WORKDIR.value}/results.png, {_WORKDIR.value}/curves.png")
 
 
 if __name__ == "__main__":

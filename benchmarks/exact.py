@@ -1,127 +1,100 @@
-"""Whether batches, tiles and buckets change a result: a check at full width.
+"""Check at full width that batches, tiles and buckets do not change a result.
 
     python benchmarks/exact.py --out exact.json
 
-Compares, for random parameters and images, in three ways:
+For random parameters and images there are three checks:
 
-- batch: the scores of images of several sizes in one batch, filled up with noise, with
-  those of each alone; differences are relative to the largest score, and the labels
-  that differ are counted;
-- tiles: likewise, those of an image in tiles with those of the whole;
-- confusion: the matrix of an evaluation in batches of 8 with that of each image alone;
-  the entries that differ are counted.
+- batch: compare the scores of images of several sizes in one batch, padded with noise,
+  with those of each image alone. Differences are relative to the largest score, and the
+  labels that differ are counted.
+- tiles: compare the scores of an image in tiles with those of the whole image.
+- confusion: compare the confusion matrix of an evaluation in batches of 8 with that of
+  each image alone, and count the entries that differ.
 
-Exits with status 1 if scores differ by more than 1e-4, or the matrices at all.
+The exit status is 1 if scores differ by more than 1e-4, or a confusion matrix at all.
 """
 
-import argparse
-import functools
-import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable
 
+import harness
 import jax
 import numpy as np
-from sizes import random_params
 
-from fcn_jax.evaluation.evaluate import evaluate
-from fcn_jax.inference.buckets import predict_many
-from fcn_jax.inference.predict import apply
+import fcn_jax
+from fcn_jax import FCN, Network
+from fcn_jax.evaluation.metrics import confusion_matrix
 from fcn_jax.inference.programs import scores_of
 from fcn_jax.inference.tiles import logits_tiled
-from fcn_jax.models.fcn import FCN
 
 TOLERANCE = 1e-4
-MIXED = ((97, 130), (128, 75), (33, 47), (1, 1))
-WHOLE, TILE = (700, 600), (576, 576)  # Not much above the least: six tiles.
-SPLIT = (*MIXED, (64, 64), (140, 101), (20, 149), (90, 128))
+MIXED = (33, 47), (1, 1), (97, 130), (128, 75)
+SIZES = *MIXED, (64, 64), (140, 101), (20, 149), (90, 128)
+WHOLE, TILE = (700, 600), (576, 576)  # Little above the smallest tile: six tiles.
 VOID = 255
+
+Sizes = tuple[tuple[int, int], ...]
+Pairs = Iterable[tuple[np.ndarray, np.ndarray]]
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--width", type=float, default=1.0, help="of the network")
-    parser.add_argument("--out", help="JSON file of the figures")
+    parser = harness.make_parser(__doc__, width=1.0)
+    add, names = parser.add_argument, list(NETWORKS)
+    add("--networks", nargs="+", choices=names, default=names, help="to check")
+    add("--images", type=int, default=8, help="number of image sizes, at most 8")
     args = parser.parse_args()
 
-    cases = []
+    sizes, cases = SIZES[: args.images], []
     print(f"{'':<26}{'difference':>12}{'differ':>8}{'of':>10}{'seconds':>9}")
-    for network, checks in {
-        ("fcn32s", "same"): [batch],
-        ("fcn16s", "same"): [batch],
-        ("fcn8s", "same"): [batch, tiles, confusion],
-        ("fcn8s", "caffe"): [batch, tiles, confusion],
-    }.items():
-        for case in run(network, checks, args.width):
+    for name in args.networks:
+        variant, geometry = name.split("-")
+        net = harness.random_network(FCN(variant, geometry=geometry, width=args.width))
+        for check in NETWORKS[name]:
+            start = time.perf_counter()
+            case = {"case": f"{variant} {geometry} {check.__name__}"}
+            case |= check(net, sizes)
+            case["seconds"] = time.perf_counter() - start
+            cases.append(case)
             print(
                 f"{case['case']:<26}{case['difference']:>12.2g}{case['differ']:>8}"
                 f"{case['of']:>10}{case['seconds']:>9.1f}",
                 flush=True,
             )
-            cases.append(case)
-    if args.out:
-        figures = {
-            "device": jax.devices()[0].device_kind,
-            "arguments": vars(args),
-            "cases": cases,
-        }
-        with open(args.out, "w") as file:
-            json.dump(figures, file, indent=2)
+        jax.clear_caches()  # Programs hold memory.
+    harness.write_figures(args, {"cases": cases})
     failed = [case["case"] for case in cases if not case["passed"]]
     print(f"not the same: {', '.join(failed)}" if failed else "all the same")
     return 1 if failed else 0
 
 
-def run(network: tuple[str, str], checks: list, width: float) -> Iterator[dict]:
-    """What the checks find of a variant in a geometry, and how long each took."""
-    variant, geometry = network
-    model = FCN(variant, geometry=geometry, width=width, dropout=0.0)
-    params = random_params(model)
-    for check in checks:
-        start = time.perf_counter()
-        found = check(model, params)
-        found["seconds"] = time.perf_counter() - start
-        yield {"case": f"{variant} {geometry} {check.__name__}", **found}
-        jax.clear_caches()  # Programs hold memory.
+def batch(net: Network, sizes: Sizes) -> dict:
+    sizes = sizes[: len(MIXED)]
+    images = random_image((len(sizes), *np.max(sizes, axis=0)), seed=1)
+    logits = np.asarray(scores_of(net, images, np.array(sizes, np.int32)))
+    return compare(
+        (found[:h, :w], np.asarray(fcn_jax.apply(net, image[:h, :w])))
+        for image, found, (h, w) in zip(images, logits, sizes, strict=True)
+    )
 
 
-def batch(model: FCN, params: dict) -> dict:
-    shape = np.max(MIXED, axis=0)
-    images = random_image((len(MIXED), *shape), seed=1)
-    logits = np.asarray(scores_of(model, params, images, np.array(MIXED, np.int32)))
-    pairs = []
-    for image, found, (h, w) in zip(images, logits, MIXED, strict=True):
-        alone = np.asarray(apply(params, image[:h, :w], model=model))
-        pairs.append((found[:h, :w], alone))
-    return compare(pairs)
-
-
-def tiles(model: FCN, params: dict) -> dict:
+def tiles(net: Network, _: Sizes) -> dict:
     image = random_image(WHOLE, seed=2)
-    whole = np.asarray(apply(params, image, model=model))
+    whole = np.asarray(fcn_jax.apply(net, image))
     found = np.full_like(whole, np.nan)
-    for rows, cols, part in logits_tiled(model, params, image, tile=TILE):
+    for rows, cols, part in logits_tiled(net, image, tile=TILE):
         found[rows, cols] = part
     return compare([(found, whole)])
 
 
-def confusion(model: FCN, params: dict) -> dict:
-    def alone(images):
-        for i, image in images:
-            yield i, np.argmax(apply(params, image, model=model), axis=-1)
-
-    batches = functools.partial(predict_many, model, params, batch_size=8)
-    found, expected = (
-        evaluate(
-            predict,
-            Split(model.num_classes),
-            num_classes=model.num_classes,
-            ignore_label=VOID,
-            progress=False,
-        )[0]
-        for predict in (batches, alone)
-    )
+def confusion(net: Network, sizes: Sizes) -> dict:
+    classes = net.model.num_classes
+    source = [random_example(size, i, classes) for i, size in enumerate(sizes)]
+    found = fcn_jax.evaluate(net, source, batch_size=8, progress=False).confusion
+    expected = np.zeros_like(found)
+    for image, label in source:
+        alone = np.asarray(fcn_jax.apply(net, image)).argmax(-1)
+        expected += confusion_matrix(label, alone, num_classes=classes)
     differ = int((found != expected).sum())
     return {
         "difference": float(np.abs(found - expected).max() / expected.max()),
@@ -131,38 +104,37 @@ def confusion(model: FCN, params: dict) -> dict:
     }
 
 
-class Split:
-    """Random images and labels, a tenth of these void."""
-
-    def __init__(self, num_classes: int):
-        self.num_classes = num_classes
-
-    def __len__(self) -> int:
-        return len(SPLIT)
-
-    def __getitem__(self, i: int) -> dict:
-        rng = np.random.default_rng(i)
-        label = rng.integers(0, self.num_classes, SPLIT[i])
-        label[rng.random(SPLIT[i]) < 0.1] = VOID
-        return {"image": random_image(SPLIT[i], i), "label": label, "name": str(i)}
-
-
 def random_image(shape: tuple[int, ...], seed: int) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (*shape, 3), np.uint8)
 
 
-def compare(pairs: list[tuple[np.ndarray, np.ndarray]]) -> dict:
-    """How far logits are from those expected beside them, and their labels."""
+def random_example(size: tuple[int, int], seed: int, classes: int) -> tuple:
+    """Return a random image, and a random label of which a tenth is void."""
+    rng = np.random.default_rng(seed)
+    label = rng.integers(0, classes, size)
+    label[rng.random(size) < 0.1] = VOID
+    return random_image(size, seed), label
+
+
+def compare(pairs: Pairs) -> dict:
+    """Compare logits and their labels with the expected logits beside them."""
+    pairs = list(pairs)
     differences = [np.abs(a - b).max() / np.abs(b).max() for a, b in pairs]
-    worst = float(np.max(differences))  # NaN, where there is one.
-    labels = [(a.argmax(-1), b.argmax(-1)) for a, b in pairs]
+    worst = float(np.max(differences))  # NaN if there is one among them.
     return {
         "difference": worst,
-        "differ": int(sum((a != b).sum() for a, b in labels)),
-        "of": sum(a.size for a, _ in labels),
+        "differ": int(sum((a.argmax(-1) != b.argmax(-1)).sum() for a, b in pairs)),
+        "of": sum(a[..., 0].size for a, _ in pairs),
         "passed": worst <= TOLERANCE,
     }
 
+
+NETWORKS = {
+    "fcn32s-same": (batch,),
+    "fcn16s-same": (batch,),
+    "fcn8s-same": (batch, tiles, confusion),
+    "fcn8s-caffe": (batch, tiles, confusion),
+}
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,32 +1,28 @@
-"""Images a second, decoded and augmented: `train_batches` beside torch's DataLoader.
+"""Measure images per second, read and augmented, beside torch's DataLoader.
 
     python benchmarks/pipeline.py --out pipeline.json
 
-Both read the same JPEGs and PNG label maps with Pillow, scale, crop and flip them at
-random with Pillow and numpy, and stack them; nothing uses the batches. torch's data set
-is written as one does: with Pillow alone, the whole image resized and then cropped.
-Without --root, images of VOC's usual sizes are made: noise that falls off as the detail
-of a photograph does, saved at VOC's quality, so that files are as large (90 KB) and as
-slow to decode.
+Both `train_batches` and torch read the same JPEGs and PNG label maps with Pillow,
+scale, crop and flip them at random with Pillow and numpy, and stack them. Nothing uses
+the batches. torch's data set is written in the usual way: with Pillow alone, the whole
+image resized and then cropped. Without --root, images of VOC's usual sizes are made:
+noise that falls off as the detail of a photograph does, saved at VOC's quality, so that
+files are as large (90 KB) and as slow to decode.
 
-"one core" reads in the caller's thread; the others have --cores threads or processes,
-of which torch has only the latter. All stay alive and take turns. A turn first empties
-what has been read ahead, so neither that nor the start of processes is timed. torch is
-wanted, but without it the rest is measured.
+"one core" reads in the caller's thread. "threads" and "processes" have --cores of them;
+torch has processes only. All stay alive and take turns. A turn first empties what has
+been read ahead, so neither that nor the start of processes is timed. Without torch the
+rest is measured.
 """
 
 import argparse
 import functools
-import importlib.util
-import itertools
-import json
 import os
-import statistics
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import harness
 import numpy as np
 from PIL import Image
 
@@ -42,16 +38,14 @@ MEAN = 123, 117, 104
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--root", help=f"folder with {IMAGES} and {LABELS}, as VOC's")
-    parser.add_argument("--list-file", default="", help="under --root: stems to use")
-    parser.add_argument("--images", type=int, default=200, help="made without --root")
-    parser.add_argument("--crop", type=int, default=320)
-    parser.add_argument("--batch-size", type=int, default=8)
-    parser.add_argument("--batches", type=int, default=30, help="timed in a turn")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--cores", type=int, default=os.cpu_count())
-    parser.add_argument("--out", help="JSON file of the figures")
+    parser = harness.make_parser(__doc__, batch_size=8, repeats=5)
+    add = parser.add_argument
+    add("--root", help=f"folder with {IMAGES} and {LABELS}, as VOC's")
+    add("--list-file", default="", help="file under --root of the stems to use")
+    add("--images", type=int, default=200, help="number of images made without --root")
+    add("--crop", type=int, default=320, help="height and width of the crops")
+    add("--batches", type=int, default=30, help="batches timed in a turn")
+    add("--cores", type=int, default=os.cpu_count(), help="threads or processes")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         if not args.root:
@@ -64,44 +58,49 @@ def main() -> None:
             num_classes=CLASSES,
             list_file=args.list_file,
         )
-        found = compare(source, args)
-    show(found, args.cores)
-    if args.out:
-        with open(args.out, "w") as file:
-            json.dump({"arguments": vars(args), "images/s": found}, file, indent=2)
+        times = measure(source, args)
+    rates = {key: args.batch_size / s for key, s in harness.medians(times).items()}
+    found: dict[str, dict[str, float]] = {way: {} for way, _ in rates}
+    print(f"{'images/s (per core)':<20}{'fcn_jax':>18}{'torch':>18}{'ratio':>8}")
+    for way, row in found.items():
+        used = 1 if way == "one core" else args.cores
+        print(f"{way if way == 'one core' else f'{used} {way}':<20}", end="")
+        for library in ("fcn_jax", "torch"):
+            if (rate := rates.get((way, library))) is not None:
+                row[library] = rate
+                print(f"{f'{rate:.1f} ({rate / used:.1f})':>18}", end="")
+        if "torch" in row:
+            ratio = harness.ratio(times, (way, "torch"), (way, "fcn_jax"))
+            print(f"{ratio:8.2f}", end="")
+        print()
+    if not harness.TORCH_INSTALLED:
+        print("torch: not installed")
+    harness.write_figures(args, {"images/s": found})
 
 
-def compare(source: FolderSource, args: argparse.Namespace) -> dict:
-    """Images a second by way and library: the median of the rounds."""
+def measure(source: FolderSource, args: argparse.Namespace) -> dict:
+    """Return the seconds of a batch in each turn, by way and library."""
+    by_fcn_jax = functools.partial(fcn_jax_batches, source, args)
     pipelines = {
-        ("one core", "fcn_jax"): ours(source, args, threads=0),
-        ("threads", "fcn_jax"): ours(source, args, threads=args.cores),
-        ("processes", "fcn_jax"): ours(source, args, threads=1, workers=args.cores),
+        ("one core", "fcn_jax"): by_fcn_jax(threads=0),
+        ("threads", "fcn_jax"): by_fcn_jax(threads=args.cores),
+        ("processes", "fcn_jax"): by_fcn_jax(threads=1, workers=args.cores),
     }
-    if torch_found():
-        pipelines["one core", "torch"] = theirs(source, args, workers=0)
-        pipelines["processes", "torch"] = theirs(source, args, workers=args.cores)
-    seconds: dict[tuple, list[float]] = {key: [] for key in pipelines}
-    for _ in range(args.rounds):
-        for key, batches in pipelines.items():
-            for batch in itertools.islice(batches, 1 + 5 * args.cores):
-                check(batch, args)
-            start = time.perf_counter()
-            for _ in itertools.islice(batches, args.batches):
-                pass
-            seconds[key].append(time.perf_counter() - start)
-    images = args.batches * args.batch_size
-    return {
-        way: {
-            library: images / statistics.median(seconds[way, library])
-            for library in ("fcn_jax", "torch")
-            if (way, library) in seconds
-        }
-        for way in ("one core", "threads", "processes")
-    }
+    if harness.TORCH_INSTALLED:
+        by_torch = functools.partial(torch_batches, source, args)
+        pipelines["one core", "torch"] = by_torch(workers=0)
+        pipelines["processes", "torch"] = by_torch(workers=args.cores)
+    for batches in pipelines.values():
+        check(next(batches), args)
+    return harness.time_in_turns(
+        {key: functools.partial(next, it) for key, it in pipelines.items()},
+        repeats=args.repeats,
+        calls=args.batches,
+        untimed=1 + 5 * args.cores,
+    )
 
 
-def ours(
+def fcn_jax_batches(
     source: FolderSource, args: argparse.Namespace, *, threads: int, workers: int = 0
 ) -> Iterator[dict]:
     vary = functools.partial(
@@ -110,7 +109,6 @@ def ours(
         scale=SCALE,
         crop=(args.crop, args.crop),
         flip=True,
-        ignore_label=VOID,
         mean_rgb=MEAN,
     )
     return train_batches(
@@ -123,13 +121,13 @@ def ours(
     )
 
 
-def theirs(
+def torch_batches(
     source: FolderSource, args: argparse.Namespace, *, workers: int
 ) -> Iterator[dict]:
     import torch
     from torch.utils.data import DataLoader, RandomSampler
 
-    torch.set_num_threads(1)  # As in its workers: "one core" is to use one.
+    torch.set_num_threads(1)  # As in its workers.
     dataset = Pairs(source.pairs, args.crop)
     return iter(
         DataLoader(
@@ -143,7 +141,7 @@ def theirs(
 
 
 class Pairs:
-    """A data set as one writes it for torch, with Pillow alone."""
+    """A data set as it is usually written for torch, with Pillow alone."""
 
     def __init__(self, pairs: list[tuple], crop: int):
         self.pairs, self.crop = pairs, crop
@@ -180,7 +178,7 @@ def check(batch: dict, args: argparse.Namespace) -> None:
     shape = (args.batch_size, args.crop, args.crop)
     found = [(tuple(v.shape), str(v.dtype).split(".")[-1]) for v in batch.values()]
     if found != [((*shape, 3), "uint8"), (shape, "int32")]:
-        raise SystemExit(f"a batch of another form: {found}")
+        raise SystemExit(f"a batch has the wrong form: {found}")
 
 
 def make_images(root: Path, count: int) -> None:
@@ -202,28 +200,10 @@ def make_images(root: Path, count: int) -> None:
 def noise(
     rng: np.random.Generator, side: int, size: tuple[int, int], channels: int = 3
 ) -> np.ndarray:
-    """[H, W, channels]: random values at side x side places, smooth between them."""
+    """Return [H, W, channels]: random at side x side places, smooth between them."""
     coarse = rng.standard_normal((channels, side, side), np.float32)
     planes = [Image.fromarray(plane).resize(size[::-1]) for plane in coarse]
     return np.stack([np.asarray(plane) for plane in planes], -1)
-
-
-def show(found: dict, cores: int) -> None:
-    print(f"{'images/s (per core)':<20}{'fcn_jax':>18}{'torch':>18}{'ratio':>8}")
-    for way, row in found.items():
-        used = 1 if way == "one core" else cores
-        print(f"{way if way == 'one core' else f'{cores} {way}':<20}", end="")
-        for rate in row.values():
-            print(f"{f'{rate:.1f} ({rate / used:.1f})':>18}", end="")
-        if "torch" in row:
-            print(f"{row['fcn_jax'] / row['torch']:8.2f}", end="")
-        print()
-    if not torch_found():
-        print("torch: not installed")
-
-
-def torch_found() -> bool:
-    return importlib.util.find_spec("torch") is not None
 
 
 if __name__ == "__main__":

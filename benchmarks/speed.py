@@ -1,322 +1,210 @@
-"""FCN-8s at full width beside the same network in plain PyTorch, in one run.
+"""Measure FCN-8s at full width beside the same network in plain PyTorch, in one run.
 
     python benchmarks/speed.py --out speed.json
 
-Needs torch and what `import fcn_jax` loads (jax, flax, optax, pillow, safetensors,
-tqdm); from a checkout that is not installed, PYTHONPATH=. runs it.
+Without torch only fcn_jax is measured. From a checkout that is not installed,
+PYTHONPATH=. runs it.
 
 Both sides take the same random pixels and weights, and their scores are compared before
 anything is timed. Then they take turns: inference (uint8 pixels in, labels out) of one
 image and of a batch, and a training step (SGD with momentum). Of PyTorch the faster of
-eager and `torch.compile` counts, channels last. On an accelerator both compute in
-bfloat16 from float32 parameters (inference: parameters cast before), on a CPU in
-float32.
+eager and `torch.compile` counts. On an accelerator both compute in bfloat16 from
+float32 parameters (inference: parameters cast before), on a CPU in float32.
 """
 
 import argparse
-import json
 import math
 import os
-import platform
-import statistics
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 # Both libraries share the accelerator's memory.
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
+import harness
 import jax
 import jax.numpy as jnp
 import numpy as np
-from sizes import random_params
 
-from fcn_jax.models.fcn import FCN
+from fcn_jax import FCN, Network
+from fcn_jax.inference.programs import labels_of, scores_of
 from fcn_jax.training.optim import make_optimizer
 from fcn_jax.training.steps import init_state, make_train_step
-from fcn_jax.weights.layers import shapes_of
 
-try:
+if harness.TORCH_INSTALLED:
     import fcn8s_torch
-    import torch
-except ImportError as error:
-    raise SystemExit("speed.py needs torch: pip install -e '.[torch]'") from error
 
 NUM_CLASSES = 21
-ON_CPU = jax.default_backend() == "cpu"
-DEVICE = "cpu" if ON_CPU else "cuda"
 STRIDES = {"fc6": 32, "fc7": 32, "score_fr": 32, "score_pool4": 16, "score_pool3": 8}
 RATE, MOMENTUM, DECAY = 1e-6, 0.9, 5e-4
-SAMPLE_SECONDS = 0.5  # Short calls are repeated to fill so much for one sample.
 
-# Of both sides: runs the work n times and returns when all of it is done.
-Run = Callable[[int], None]
+# Each call does the work once.
+Runs = dict[str, Callable[[], Any]]
 
 
 def main() -> None:
     args = arguments()
-    batch, side = args.batch_size, args.side
-    cases = {
-        "inference, batch 1": ("inference", 1, args.single_side),
-        f"inference, batch {batch}": ("inference", batch, side),
-        f"training, batch {batch}": ("training", batch, side),
-    }
-    figures: dict[str, Any] = {
-        "machine": machine(),
-        "dtype": args.dtype,
-        "peak": matmul_peak(args.dtype),
-        "difference": difference(args.dtype),
-        "cases": {},
-    }
+    net = harness.random_network(
+        FCN("fcn8s", NUM_CLASSES, width=args.width, dtype=jnp.dtype(args.dtype))
+    )
+    figures: dict[str, Any] = {"peak": matmul_peak(args)}
     peak = max(figures["peak"].values())
-    print(f"{figures['machine']}, {args.dtype}")
+    print(f"{harness.machine()}, {args.dtype}")
     print(f"matrix product: {peak / 1e12:.2f} TFLOP/s at best")
-    print(f"largest difference of the scores: {figures['difference']:.1e}")
-    for name, (kind, images, size) in cases.items():
-        make = {"inference": inference, "training": training}[kind]
-        ours, theirs = make(images, size, args)
-        seconds = alternate({"ours": ours, **theirs}, args.repeats)
-        found = summary(seconds, kind, images, size, peak)
-        figures["cases"][f"{name}, {size}x{size}"] = found
-        print(row(f"{name}, {size}x{size}", found), flush=True)
-    if args.out:
-        with open(args.out, "w") as file:
-            json.dump(figures, file, indent=2)
+    if harness.TORCH_INSTALLED:
+        figures["torch"] = fcn8s_torch.torch.__version__
+        figures["difference"] = difference(net, args)
+        print(f"largest difference of the scores: {figures['difference']:.1e}")
+    else:
+        print("torch: not installed")
+    figures["cases"] = {}
+    for kind, images, side in (
+        (inference, 1, args.single_side),
+        (inference, args.batch_size, args.side),
+        (training, args.batch_size, args.side),
+    ):
+        name = f"{kind.__name__}, batch {images}, {side}x{side}"
+        times = alternate(kind(net, random_images(images, side), args), args)
+        work = images * flops(net, side, training=kind is training)
+        figures["cases"][name] = found = summary(times, images, work, peak)
+        print(row(name, found), flush=True)
+    harness.write_figures(args, figures)
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--single-side", type=int, default=500, help="of batch 1")
-    parser.add_argument("--side", type=int, default=256 if ON_CPU else 512)
-    parser.add_argument("--batch-size", type=int, default=4 if ON_CPU else 16)
-    parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument(
-        "--dtype",
-        default="float32" if ON_CPU else "bfloat16",
-        choices=("float32", "bfloat16"),
+    parser = harness.make_parser(
+        __doc__,
+        side=256 if harness.ON_CPU else 512,
+        batch_size=4 if harness.ON_CPU else 16,
+        width=1.0,
+        repeats=7,
+        sample=0.5,
     )
-    parser.add_argument("--no-compile", action="store_true", help="PyTorch eager only")
-    parser.add_argument("--out", help="JSON file of the figures")
+    add = parser.add_argument
+    add("--single-side", type=int, default=500, help="side of the one image")
+    side = 2048 if harness.ON_CPU else 8192
+    add("--product-side", type=int, default=side, help="side of the matrix product")
+    dtype = "float32" if harness.ON_CPU else "bfloat16"
+    add("--dtype", default=dtype, choices=("float32", "bfloat16"), help="of both")
+    add("--no-compile", action="store_true", help="run PyTorch only eagerly")
     return parser.parse_args()
 
 
-def machine() -> str:
-    if not ON_CPU:
-        return jax.devices()[0].device_kind
-    name = platform.processor() or platform.machine()
-    if os.path.exists("/proc/cpuinfo"):
-        with open("/proc/cpuinfo") as file:
-            names = [line for line in file if line.startswith("model name")]
-        name = names[0].split(":")[1].strip() if names else name
-    return f"{len(os.sched_getaffinity(0))} cores of {name}"
+def alternate(runs: Runs, args: argparse.Namespace) -> dict[str, list[float]]:
+    def wait(result: Any) -> None:
+        jax.block_until_ready(result)
+        if harness.TORCH_INSTALLED:
+            fcn8s_torch.synchronize()
+
+    options = {"repeats": args.repeats, "sample": args.sample, "wait": wait}
+    return harness.time_in_turns(runs, **options)
 
 
-def matmul_peak(dtype: str) -> dict[str, float]:
-    """FLOP/s of a large square product, by each library."""
-    side = 2048 if ON_CPU else 8192
-    a = jnp.ones((side, side), dtype)
-    product = jax.jit(jnp.matmul)
-    b = torch.ones(side, side, dtype=getattr(torch, dtype), device=DEVICE)
-
-    def jax_run(n: int) -> None:
-        for _ in range(n):
-            c = product(a, a)
-        c.block_until_ready()
-
-    def torch_run(n: int) -> None:
-        for _ in range(n):
-            torch.matmul(b, b)
-        finish()
-
-    seconds = alternate({"jax": jax_run, "torch": torch_run}, repeats=7)
-    return {name: 2 * side**3 / min(values) for name, values in seconds.items()}
+def matmul_peak(args: argparse.Namespace) -> dict[str, float]:
+    """Return the FLOP/s of a large square matrix product, by library."""
+    side = args.product_side
+    a, matmul = jnp.ones((side, side), args.dtype), jax.jit(jnp.matmul)
+    runs: Runs = {"jax": lambda: matmul(a, a)}
+    if harness.TORCH_INSTALLED:
+        runs["torch"] = fcn8s_torch.product(side, args.dtype)
+    times = alternate(runs, args)
+    return {name: 2 * side**3 / min(values) for name, values in times.items()}
 
 
-def finish() -> None:
-    """Waits for all that torch has begun."""
-    if DEVICE == "cuda":
-        torch.cuda.synchronize()
+def difference(net: Network, args: argparse.Namespace) -> float:
+    """Return the largest difference of the scores, relative to the largest score."""
+    image = random_images(1, min(97, args.single_side))
+    expected = fcn8s_torch.scores(net.params, image, args.dtype)
+    found = np.asarray(scores_of(net, image))
+    return float(np.abs(found - expected).max() / np.abs(expected).max())
 
 
-def difference(dtype: str) -> float:
-    """Of the scores of both, relative to the largest, in the dtype of the benchmark."""
-    model, params, image = network(dtype, 1, 97)
-    network_torch = torch_network(params)
-    with torch.inference_mode(), autocast(dtype):
-        theirs = network_torch.eval()(to_torch(image)).permute(0, 2, 3, 1)
-    ours = np.asarray(jax.jit(model.apply)({"params": params}, image))
-    theirs = theirs.cpu().numpy()
-    return float(np.abs(ours - theirs).max() / np.abs(theirs).max())
+def random_images(count: int, side: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (count, side, side, 3), np.uint8)
 
 
-def network(dtype: str, images: int, side: int) -> tuple[FCN, dict, np.ndarray]:
-    model = FCN("fcn8s", NUM_CLASSES, dtype=jnp.dtype(dtype))
-    rng = np.random.default_rng(0)
-    image = rng.integers(0, 256, (images, side, side, 3)).astype(np.uint8)
-    return model, random_params(model), image
+def inference(net: Network, image: np.ndarray, args: argparse.Namespace) -> Runs:
+    cast = jax.tree.map(lambda x: x.astype(args.dtype), net)
+    pixels = jax.device_put(image)
+    runs: Runs = {"fcn_jax": lambda: labels_of(cast, pixels)}
+    if harness.TORCH_INSTALLED:
+        compiled = not args.no_compile
+        runs |= fcn8s_torch.inference(net.params, image, args.dtype, compiled)
+    return runs
 
 
-def torch_network(params: dict) -> fcn8s_torch.FCN8s:
-    model = fcn8s_torch.FCN8s(NUM_CLASSES)
-    fcn8s_torch.load(model, params)
-    return model.to(DEVICE, memory_format=torch.channels_last)
+def training(net: Network, image: np.ndarray, args: argparse.Namespace) -> Runs:
+    label = np.random.default_rng(1).integers(0, NUM_CLASSES, image.shape[:3], np.int32)
+    label[:, : image.shape[1] // 10] = 255
+    options = {"momentum": MOMENTUM, "weight_decay": DECAY}
+    tx = make_optimizer("sgd", lambda step: RATE, **options)
+    step = jax.jit(make_train_step(net.model, tx), donate_argnums=0)
+    # A copy: the step takes over the memory of its state.
+    state, key = init_state(jax.tree.map(jnp.copy, net.params), tx), jax.random.key(0)
+    batch = jax.device_put({"image": image, "label": label})
 
-
-def to_torch(image: np.ndarray) -> torch.Tensor:
-    """[B, 3, H, W] on the device, channels last."""
-    return torch.from_numpy(image).to(DEVICE).permute(0, 3, 1, 2)
-
-
-def autocast(dtype: str) -> torch.autocast:
-    enabled = dtype == "bfloat16"
-    return torch.autocast(DEVICE, dtype=torch.bfloat16, enabled=enabled)
-
-
-def inference(
-    images: int, side: int, args: argparse.Namespace
-) -> tuple[Run, dict[str, Run]]:
-    model, params, image = network(args.dtype, images, side)
-    plain = torch_network(params).eval().to(getattr(torch, args.dtype))
-    cast = jax.tree.map(lambda x: x.astype(args.dtype), params)
-    predict = jax.jit(lambda p, x: model.apply({"params": p}, x).argmax(-1))
-    pixels, pixels_torch = jax.device_put(image), to_torch(image)
-
-    def ours(n: int) -> None:
-        for _ in range(n):
-            labels = predict(cast, pixels)
-        labels.block_until_ready()
-
-    def run(network: Callable) -> Run:
-        @torch.inference_mode()
-        def theirs(n: int) -> None:
-            for _ in range(n):
-                network(pixels_torch).argmax(1)
-            finish()
-
-        return theirs
-
-    return ours, {name: run(f) for name, f in forms(plain, args)}
-
-
-def training(
-    images: int, side: int, args: argparse.Namespace
-) -> tuple[Run, dict[str, Run]]:
-    model, params, image = network(args.dtype, images, side)
-    label = np.random.default_rng(1).integers(0, NUM_CLASSES, image.shape[:3])
-    label[:, : side // 10] = 255
-    plain = torch_network(params).train()
-    tx = make_optimizer("sgd", lambda step: RATE, momentum=MOMENTUM, weight_decay=DECAY)
-    step = jax.jit(make_train_step(model, tx), donate_argnums=0)
-    state, key = init_state(params, tx), jax.random.key(0)
-    batch = jax.device_put({"image": image, "label": label.astype(np.int32)})
-    pixels, labels = to_torch(image), torch.from_numpy(label).to(DEVICE)
-
-    def ours(n: int) -> None:
+    def run() -> Any:
         nonlocal state
-        for _ in range(n):
-            state, metrics = step(state, batch, key)
-        jax.block_until_ready((state, metrics))
+        state, metrics = step(state, batch, key)
+        return state, metrics
 
-    def run(network: Callable) -> Run:
-        decayed = [p for p in plain.parameters() if p.ndim > 1]
-        others = [p for p in plain.parameters() if p.ndim == 1]
-        groups = [{"params": decayed}, {"params": others, "weight_decay": 0.0}]
-        optimizer = torch.optim.SGD(
-            groups, lr=RATE, momentum=MOMENTUM, weight_decay=DECAY, fused=True
+    runs: Runs = {"fcn_jax": run}
+    if harness.TORCH_INSTALLED:
+        options = {"rate": RATE, "momentum": MOMENTUM, "decay": DECAY}
+        compiled = not args.no_compile
+        runs |= fcn8s_torch.training(
+            net.params, image, label, args.dtype, compiled, **options
         )
-
-        def theirs(n: int) -> None:
-            for _ in range(n):
-                with autocast(args.dtype):
-                    scores = network(pixels)
-                    loss = torch.nn.functional.cross_entropy(
-                        scores, labels, ignore_index=255
-                    )
-                optimizer.zero_grad(set_to_none=True)
-                loss.backward()
-                optimizer.step()
-            finish()
-
-        return theirs
-
-    return ours, {name: run(f) for name, f in forms(plain, args)}
-
-
-def forms(
-    network: torch.nn.Module, args: argparse.Namespace
-) -> Iterator[tuple[str, Callable]]:
-    """The ways to run a network of torch."""
-    yield "torch eager", network
-    if not args.no_compile:
-        yield "torch.compile", torch.compile(network)
-
-
-def alternate(runs: dict[str, Run], repeats: int) -> dict[str, list[float]]:
-    """Seconds of one piece of work: each side in turn, after warming up apart.
-
-    A turn begins with work that is not timed, for the memory that one library gave
-    back is slow at first to the other.
-    """
-    counts = {}
-    for name, run in runs.items():
-        run(1)  # Compiles.
-        run(2)
-        start = time.perf_counter()
-        run(1)
-        elapsed = time.perf_counter() - start
-        counts[name] = max(1, math.ceil(SAMPLE_SECONDS / elapsed))
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(repeats):
-        for name, run in runs.items():
-            run(1)
-            start = time.perf_counter()
-            run(counts[name])
-            seconds[name].append((time.perf_counter() - start) / counts[name])
-    return seconds
+    return runs
 
 
 def summary(
-    seconds: dict[str, list[float]], kind: str, images: int, side: int, peak: float
+    times: dict[str, list[float]], images: int, work: float, peak: float
 ) -> dict[str, Any]:
-    """Medians and what follows from them; the ratio is above 1 where we are faster."""
-    medians = {name: statistics.median(values) for name, values in seconds.items()}
-    ours = medians["ours"]
-    theirs, name = min((v, k) for k, v in medians.items() if k != "ours")
-    work = flops(kind, images, side)
+    """Return medians and what follows from them.
+
+    The ratio is above 1 if fcn_jax is faster than the faster form of torch.
+    """
+    seconds = harness.medians(times)
+    sides, best = {"fcn_jax": seconds["fcn_jax"]}, {}
+    if others := seconds.keys() - sides:
+        name = min(others, key=seconds.get)
+        sides["torch"] = seconds[name]
+        best = {"best of torch": name, "ratio": harness.ratio(times, name, "fcn_jax")}
     return {
-        "seconds": medians,
-        "spread": {k: [min(v), max(v)] for k, v in seconds.items()},
-        "best of torch": name,
-        "ratio": theirs / ours,
-        "images/s": {"ours": images / ours, "torch": images / theirs},
-        "FLOP/s": {"ours": work / ours, "torch": work / theirs},
-        "of peak": {"ours": work / ours / peak, "torch": work / theirs / peak},
+        "seconds": seconds,
+        "spread": {name: [min(v), max(v)] for name, v in times.items()},
+        **best,
+        "images/s": {side: images / s for side, s in sides.items()},
+        "FLOP/s": {side: work / s for side, s in sides.items()},
+        "of peak": {side: work / s / peak for side, s in sides.items()},
     }
 
 
-def flops(kind: str, images: int, side: int) -> float:
-    """Two for each multiplication of a convolution; of training three times so many,
-    but for the gradient of the pixels. Upsampling and all else are not counted."""
+def flops(net: Network, side: int, *, training: bool) -> float:
+    """Return the FLOP of one image: two for each multiplication of a convolution.
+
+    Training takes three times as many, less the gradient of the pixels. Upsampling and
+    everything else is not counted.
+    """
     forward = first = 0.0
-    for path, shape in shapes_of(FCN("fcn8s", NUM_CLASSES)).items():
-        _, layer, name = path.split("/")
-        if name != "kernel":
-            continue
+    for layer, arrays in (net.params["body"] | net.params["head"]).items():
         stride = STRIDES.get(layer) or 2 ** (int(layer[4]) - 1)  # By conv's block.
-        work = 2.0 * math.prod(shape) * math.ceil(side / stride) ** 2 * images
+        work = 2.0 * math.prod(arrays["kernel"].shape) * math.ceil(side / stride) ** 2
         forward += work
         if layer == "conv1_1":
             first = work
-    return forward if kind == "inference" else 3 * forward - first
+    return 3 * forward - first if training else forward
 
 
 def row(name: str, found: dict[str, Any]) -> str:
-    ours, theirs = found["images/s"]["ours"], found["images/s"]["torch"]
-    return (
-        f"{name:<34} ours {ours:8.2f} images/s, {found['best of torch']} {theirs:8.2f}"
-        f", ratio {found['ratio']:.2f}, {found['FLOP/s']['ours'] / 1e12:8.3f} TFLOP/s,"
-        f" {100 * found['of peak']['ours']:.0f} % of peak"
-    )
+    rates = found["images/s"]
+    text = f"{name:<34} fcn_jax {rates['fcn_jax']:8.2f} images/s"
+    if "torch" in rates:
+        text += f", {found['best of torch']} {rates['torch']:8.2f}"
+        text += f", ratio {found['ratio']:.2f}"
+    text += f", {found['FLOP/s']['fcn_jax'] / 1e12:8.3f} TFLOP/s"
+    return f"{text}, {100 * found['of peak']['fcn_jax']:.0f} % of peak"
 
 
 if __name__ == "__main__":

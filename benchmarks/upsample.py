@@ -1,9 +1,9 @@
-"""What each way to write the bilinear upsampling costs, alternating in one run.
+"""Measure every way to write the bilinear upsampling, in turns in one run.
 
     python benchmarks/upsample.py --out upsample.json
 
 For the upsamplings of FCN-32s (32), FCN-16s (2, 16) and FCN-8s (2, 2, 8), those of one
-network in a row, forward alone and with the gradient; ratios are to the first form.
+network in a row, forward alone and with the gradient. Ratios are to the first form.
 
     upsample_bilinear  the library's: a product with a matrix for rows, one for columns
     separable          a transposed convolution for rows, one for columns, the classes
@@ -14,20 +14,17 @@ network in a row, forward alone and with the gradient; ratios are to the first f
                        neighbours
     image.resize       jax.image.resize(method="linear")
 
-All give what a loop gives that adds the footprint of each pixel ("difference": the
-largest from it). Only the last does not at the border, where it repeats the outermost
-pixels instead of fading to zero, so its border is left out of the comparison. "temp" is
-the working memory of the compiled program. A form that takes more than a second is
-timed once after its warm-up.
+Each form is compared with a loop that adds the footprint of each pixel: "difference" is
+the largest. Only image.resize differs at the border, where it repeats the outermost
+pixels instead of fading to zero, so its border is not compared. "temp" is the working
+memory of the compiled program. A form that takes more than a second is timed once.
 """
 
 import argparse
 import functools
-import json
-import statistics
-import time
 from collections.abc import Callable
 
+import harness
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -45,61 +42,56 @@ from fcn_jax.models.upsampling import (
 USES = {"FCN-32s": (32,), "FCN-16s": (2, 16), "FCN-8s": (2, 2, 8)}
 # Far above the rounding of TF32 and bfloat16 products, far below any mistake.
 TOLERANCE = 0.05
-LONG = 1.0  # Seconds a call from which on a form is timed once.
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    on_cpu = jax.default_backend() == "cpu"
-    parser.add_argument("--side", type=int, default=256 if on_cpu else 512)
-    parser.add_argument("--batch-size", type=int, default=1)
-    parser.add_argument("--classes", type=int, default=21)
-    parser.add_argument("--repeats", type=int, default=7)
+    options = {"side": 256 if harness.ON_CPU else 512, "batch_size": 1}
+    parser = harness.make_parser(__doc__, **options, repeats=7, sample=0.02)
+    parser.add_argument("--classes", type=int, default=21, help="channels of a map")
     parser.add_argument("--forms", nargs="+", choices=FORMS, default=list(FORMS))
-    parser.add_argument("--out", help="JSON file of the figures")
     args = parser.parse_args()
     if args.side % 32:
         parser.error(f"--side must be a multiple of 32, got {args.side}")
 
-    device = jax.devices()[0].device_kind
-    print(f"{device}, {args.batch_size}x{args.side}x{args.side}x{args.classes}")
-    figures = {"device": device, "arguments": vars(args), "uses": {}}
+    shape = f"{args.batch_size}x{args.side}x{args.side}x{args.classes}"
+    print(f"{harness.machine()}, {shape}")
+    uses = {}
     for use, factors in USES.items():
-        figures["uses"][use] = compare(factors, args)
-        show(f"{use}: {', '.join(map(str, factors))}", figures["uses"][use])
-    if args.out:
-        with open(args.out, "w") as file:
-            json.dump(figures, file, indent=2)
+        uses[use] = compare(factors, args)
+        show(f"{use}: {', '.join(map(str, factors))}", uses[use])
+    harness.write_figures(args, {"uses": uses})
 
 
 def compare(factors: tuple[int, ...], args: argparse.Namespace) -> dict:
-    """Of each form: difference from the definition, seconds, ratios, memory."""
+    """Return for each form: difference from the loop, seconds, ratios, memory."""
     rng = np.random.default_rng(0)
     small, big = args.side // np.prod(factors), args.side
     shapes = [(args.batch_size, n, n, args.classes) for n in (small, big)]
     x, cotangent = (jnp.asarray(rng.standard_normal(s, np.float32)) for s in shapes)
     expected = functools.reduce(scatter, factors, np.asarray(x, np.float64))
 
-    found: dict[str, dict] = {name: {} for name in args.forms}
-    programs: dict[str, dict[str, Callable]] = {"forward": {}, "with gradient": {}}
+    found: dict[str, dict] = {name: {"temp bytes": {}} for name in args.forms}
+    runs: dict[str, dict[str, Callable]] = {"forward": {}, "with gradient": {}}
     for name in args.forms:
         apply = functools.partial(chain, FORMS[name], factors)
-        forward = jax.jit(apply).lower(x).compile()
-        both = jax.jit(functools.partial(with_gradient, apply)).lower(x, cotangent)
-        both = both.compile()
+        gradient = functools.partial(with_gradient, apply)
+        for what, function, inputs in (
+            ("forward", apply, (x,)),
+            ("with gradient", gradient, (x, cotangent)),
+        ):
+            program = jax.jit(function).lower(*inputs).compile()
+            memory = program.memory_analysis().temp_size_in_bytes
+            found[name]["temp bytes"][what] = memory
+            runs[what][name] = functools.partial(program, *inputs)
         cut = border(factors) if name == "image.resize" else 0
-        found[name]["difference"] = difference(name, forward(x), expected, cut)
-        programs["forward"][name] = functools.partial(forward, x)
-        programs["with gradient"][name] = functools.partial(both, x, cotangent)
-        found[name]["temp bytes"] = {
-            "forward": forward.memory_analysis().temp_size_in_bytes,
-            "with gradient": both.memory_analysis().temp_size_in_bytes,
-        }
-    for what, runs in programs.items():
-        times = medians(runs, args.repeats)
-        for name, median in times.items():
-            ratio = median / times[args.forms[0]]
-            found[name][what] = {"seconds": median, "ratio": ratio}
+        result = runs["forward"][name]()
+        found[name]["difference"] = difference(name, result, expected, cut)
+    options = {"repeats": args.repeats, "sample": args.sample, "once_above": 1.0}
+    for what in runs:
+        times = harness.time_in_turns(runs[what], **options)
+        for name, seconds in harness.medians(times).items():
+            relative = harness.ratio(times, name, args.forms[0])
+            found[name][what] = {"seconds": seconds, "ratio": relative}
     return found
 
 
@@ -184,7 +176,7 @@ FORMS: dict[str, Callable] = {
 
 
 def scatter(x: np.ndarray, factor: int) -> np.ndarray:
-    """The definition: each pixel adds its footprint, the margin is cut away."""
+    """Add the footprint of each pixel and cut the margin: the definition."""
     b, h, w, c = x.shape
     k = kernel_side(factor)
     weights = bilinear_weights(factor).astype(np.float64)
@@ -198,7 +190,7 @@ def scatter(x: np.ndarray, factor: int) -> np.ndarray:
 
 
 def border(factors: tuple[int, ...]) -> int:
-    """Pixels from the edge that what lies outside the image has touched."""
+    """Return the number of pixels at the edge that depend on those outside."""
     return functools.reduce(lambda cut, factor: factor * cut + factor // 2, factors, 0)
 
 
@@ -208,29 +200,6 @@ def difference(name: str, found: jax.Array, expected: np.ndarray, cut: int) -> f
     if worst > TOLERANCE:
         raise SystemExit(f"{name} is wrong: it differs by {worst:.2g}")
     return worst
-
-
-def medians(runs: dict[str, Callable], repeats: int) -> dict[str, float]:
-    """Seconds a call, run in turn: short ones several times at once, long ones once."""
-    times: dict[str, list[float]] = {}
-    for name, run in runs.items():
-        jax.block_until_ready(run())
-        times[name] = [seconds(run, 1)]
-    short = {name: first for name, (first,) in times.items() if first < LONG}
-    times |= {name: [] for name in short}
-    for _ in range(repeats):
-        for name, first in short.items():
-            calls = min(100, max(1, round(0.02 / first)))
-            times[name].append(seconds(runs[name], calls) / calls)
-    return {name: statistics.median(values) for name, values in times.items()}
-
-
-def seconds(run: Callable, calls: int) -> float:
-    start = time.perf_counter()
-    for _ in range(calls):
-        result = run()
-    jax.block_until_ready(result)
-    return time.perf_counter() - start
 
 
 def show(title: str, found: dict) -> None:

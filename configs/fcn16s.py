@@ -1,30 +1,16 @@
-"""FCN-16s on PASCAL VOC 2012 with SBD's labels, at once from VGG-16.
+"""FCN-16s on PASCAL VOC 2012 with SBD's labels in one stage, from VGG-16.
 
     python train.py --config configs/fcn16s.py --workdir runs/fcn16s
 
 In the paper's stages: --config.init_from=runs/fcn32s
 
-Made for one accelerator of 16 GB or more; on a CPU make crop and batch_size smaller and
-pass --config.model.dtype=float32.
-Time and mean IU: not yet measured.
+Made for one accelerator of 16 GB or more. On a CPU, reduce crop and batch_size and pass
+--config.model.dtype=float32. Time and mean IU: not yet measured.
 """
 
-from fcn_jax.data import voc_classes
-from fcn_jax.training.config import Config, Data, Model
+from fcn_jax.training.config import Config
+from fcn_jax.training.recipes import voc_recipe
 
 
 def get_config() -> Config:
-    return Config(
-        # Why the scales: see fcn8s.py.
-        model=Model(variant="fcn16s", dtype="bfloat16", pool_scales=(0.01, 0.001)),
-        data=Data(
-            **voc_classes.TFDS,
-            train_split="trainaug",
-            eval_split="val",
-            scale=(0.5, 1.5),
-            crop=(480, 480),
-        ),
-        init_from="vgg16",
-        epochs=50,
-        batch_size=8,
-    )
+    return voc_recipe("fcn16s")

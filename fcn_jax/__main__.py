@@ -9,51 +9,43 @@ import numpy as np
 from absl import flags
 from ml_collections import config_flags
 
-from fcn_jax.compilation import keep_compiled
-from fcn_jax.data.voc_classes import TFDS
-from fcn_jax.evaluation.published import beside_published
+from fcn_jax.evaluation.evaluate import evaluate
 from fcn_jax.evaluation.report import (
-    judge,
-    report,
+    RESULT_ROWS,
+    beside_published,
     table,
     write_confusion,
     write_report,
 )
+from fcn_jax.files import enable_compilation_cache
 from fcn_jax.inference.export import OUTPUTS, export
 from fcn_jax.inference.image_files import predict_files
+from fcn_jax.network import Network, Palette
+from fcn_jax.processes import initialize
 from fcn_jax.training.check_data import check_data
-from fcn_jax.training.config import (
-    CONFIG_FILE,
-    Config,
-    Data,
-    load_config,
-    make_model,
-    make_source,
-)
-from fcn_jax.visualize import save_label_png
+from fcn_jax.training.command import train_and_report
+from fcn_jax.training.config import CONFIG_FILE, Config, load_config, make_source
+from fcn_jax.training.recipes import voc_data
+from fcn_jax.visualize import save_labels
 from fcn_jax.weights.describe import describe
-from fcn_jax.weights.load import (
-    Weights,
-    compare,
-    read,
-    read_content,
-    read_network,
-    save_weights,
-)
+from fcn_jax.weights.load import check_fit, load, read_file, save
 
-_WEIGHTS = "file of weights, run directory, or name such as vgg16"
+_WEIGHTS = "weight file, run directory, or published name such as fcn8s-heavy-pascal"
+_CONFIG = "file of configs/; --config.field=value overrides a field"
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs a command; returns the exit status."""
+    """Run a command and return the exit status."""
     parser = _parser()
     args, args.overrides = parser.parse_known_args(argv)
-    if strange := [a for a in args.overrides if not a.startswith("--config.")]:
+    start = "--config." if getattr(args, "config", None) else None
+    if strange := [a for a in args.overrides if not (start and a.startswith(start))]:
         parser.error(f"unrecognized arguments: {' '.join(strange)}")
     try:
         return args.command(args)
-    except (ValueError, OSError) as error:
-        print(f"fcn_jax {args.name}: {error}", file=sys.stderr)
+    except (ValueError, FloatingPointError, OSError, KeyboardInterrupt) as error:
+        reason = str(error) or "interrupted"
+        print(f"fcn_jax {args.name}: {reason}", file=sys.stderr)
         return 1
 
 
@@ -61,133 +53,142 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m fcn_jax")
     commands = parser.add_subparsers(dest="name", required=True)
 
-    command = commands.add_parser("evaluate", help="scores of a network on a split")
-    command.set_defaults(command=_evaluate)
-    _add_network(command)
-    command.add_argument(
-        "--data", choices=("voc",), help="with --weights: the data set, or else"
-    )
-    command.add_argument("--config", help="a config whose data it is")
-    command.add_argument("--split", help="as in the data set; default: validation")
-    command.add_argument("--root", help="where the data is, if it has moved")
-    command.add_argument("--manual-dir", help="where its archives are, see the README")
-    command.add_argument("--out", type=Path, help="folder of results; default: the run")
-    command.add_argument("--save-confusion", action="store_true", help="as CSV")
-    command.add_argument(
-        "--save-predictions",
-        action="store_true",
-        help="index PNGs, in the folders that VOC's server wants",
-    )
+    def add_command(
+        name: str, run: Callable, help: str, *, network: bool = False
+    ) -> Callable:
+        command = commands.add_parser(name, help=help)
+        command.set_defaults(command=run)
+        if network:
+            group = command.add_mutually_exclusive_group(required=True)
+            group.add_argument("--run", type=Path, help="run directory")
+            group.add_argument("--weights", help=_WEIGHTS)
+        return command.add_argument
 
-    command = commands.add_parser("predict", help="segments image files")
-    command.set_defaults(command=_predict)
-    command.add_argument(
-        "images", nargs="+", metavar="IMAGE", help="files, folders or patterns"
-    )
-    _add_network(command)
-    command.add_argument("--out", type=Path, required=True, help="folder of results")
-    command.add_argument(
-        "--batch-size", type=int, default=0, help="default: 8, on a CPU 1"
-    )
-    command.add_argument(
-        "--scales", type=_numbers, default=(1.0,), help="to average, as 0.75,1,1.25"
-    )
-    command.add_argument("--flip", action="store_true", help="average with the mirror")
-    command.add_argument(
-        "--probabilities", action="store_true", help="write them, npz of float16"
-    )
-
-    command = commands.add_parser(
-        "check-data", help="reads a data set, tells its flaws"
-    )
-    command.set_defaults(command=_check_data)
-    command.add_argument(
-        "--config", required=True, help="of configs/; --config.field=value overrides"
-    )
-    command.add_argument("--out", type=Path, required=True, help="folder of results")
-
-    command = commands.add_parser("export", help="a network as a file for JAX alone")
-    command.set_defaults(command=_export)
-    _add_network(command)
-    command.add_argument("--out", type=Path, required=True, metavar="FILE.npz")
-    command.add_argument("--output", choices=OUTPUTS, default="labels")
-
-    command = commands.add_parser("inspect", help="what a file of weights holds")
-    command.set_defaults(command=_inspect)
-    command.add_argument("file", metavar="FILE", help=_WEIGHTS)
-
-    command = commands.add_parser("convert", help="weights of any kind to safetensors")
-    command.set_defaults(command=_convert)
-    command.add_argument("source", metavar="IN", help=_WEIGHTS)
-    command.add_argument("target", type=Path, metavar="OUT.safetensors")
+    _add_data_commands(add_command)
+    _add_network_commands(add_command)
     return parser
 
 
-def _add_network(command: argparse.ArgumentParser) -> None:
-    network = command.add_mutually_exclusive_group(required=True)
-    network.add_argument("--run", type=Path, help="run directory")
-    network.add_argument("--weights", help=_WEIGHTS)
+def _add_data_commands(add_command: Callable) -> None:
+    add = add_command("train", _train, "train and evaluate a network")
+    add("--config", required=True, help=_CONFIG)
+    add("--workdir", required=True, help="run directory; an unfinished run is resumed")
+
+    add = add_command("evaluate", _evaluate, "score a network on a split", network=True)
+    add("--data", choices=("voc",), help="the data set, for --weights")
+    add("--config", help=f"or a config with the data set, for --weights: {_CONFIG}")
+    add("--split", help="default: the validation split")
+    add("--root", help="folder of the data, if it has moved")
+    add("--manual-dir", help="folder of downloaded archives")
+    add("--out", type=Path, help="folder for the results; default: the run")
+    add("--save-confusion", action="store_true", help="write the matrix as CSV")
+    add(
+        "--save-predictions",
+        action="store_true",
+        help="write index PNGs, in the folders that VOC's server expects",
+    )
+
+    add = add_command("check-data", _check_data, "list the faults of a data set")
+    add("--config", required=True, help=_CONFIG)
+    add("--out", type=Path, required=True, help="folder for the results")
 
 
-def _network(args: argparse.Namespace) -> tuple[Weights, Config | None]:
-    """The network of --run, with the config of the run, or that of --weights."""
+def _add_network_commands(add_command: Callable) -> None:
+    add = add_command("predict", _predict, "segment image files", network=True)
+    add("images", nargs="+", metavar="IMAGE", help="files, folders or patterns")
+    add("--out", type=Path, required=True, help="folder for the results")
+    add("--batch-size", type=int, default=0, help="default: 8, on a CPU 1")
+    scales = "average over scaled copies of the image, such as 0.75,1,1.25"
+    add("--scales", type=_numbers, default=(1.0,), help=scales)
+    add("--flip", action="store_true", help="average with the mirrored image")
+    add("--probabilities", action="store_true", help="also write .npz files of float16")
+
+    add = add_command("export", _export, "write a file for JAX alone", network=True)
+    add("--out", type=Path, required=True, metavar="FILE.npz")
+    add("--output", choices=OUTPUTS, default="labels", help="default: labels")
+
+    add = add_command("inspect", _inspect, "describe a weight file")
+    add("file", metavar="FILE", help=_WEIGHTS)
+
+    convert = "convert a weight file of any kind to safetensors"
+    add = add_command("convert", _convert, convert)
+    add("source", metavar="IN", help=_WEIGHTS)
+    add("target", type=Path, metavar="OUT.safetensors")
+
+
+def _network(args: argparse.Namespace) -> tuple[Network, Config | None]:
+    """Return the network of --run and the config of the run, or that of --weights."""
     if not args.run:
-        return read_network(args.weights), None
-    config = load_config(args.run / CONFIG_FILE)
-    # The config tells in which dtype it computes, the file does not.
-    return read_network(args.run)._replace(model=make_model(config)), config
+        return load(args.weights), None
+    config, net = load_config(args.run / CONFIG_FILE), load(args.run)
+    # Runs of older versions keep the size in the config alone.
+    return net.replace(size=net.size or config.data.size), config
+
+
+def _train(args: argparse.Namespace) -> int:
+    config = _config(args)
+    initialize()
+    train_and_report(config, args.workdir)
+    return 0
 
 
 def _evaluate(args: argparse.Namespace) -> int:
-    given = None if args.run else _data_config(args)  # Its errors before a download.
-    weights, config = _network(args)
-    model, config = weights.model, config or given
+    # Read the config first, so that its errors come before a download.
+    given = None if args.run else _data_config(args)
+    net, config = _network(args)
+    net, config = (net, config) if config else (_resized_as(net, given), given)
     data = config.data
     data.root = args.root or data.root
     data.manual_dir = args.manual_dir or data.manual_dir
     split, out = args.split or data.eval_split, args.out or args.run or Path(".")
-    if model.num_classes != data.num_classes:
+    if net.model.num_classes != data.num_classes:
         raise ValueError(
-            f"the network has {model.num_classes} classes, the data {data.num_classes}"
+            f"the network has {net.model.num_classes} classes, the data "
+            f"{data.num_classes}"
         )
-    source, names = make_source(config, split), config.class_names()
+    net = net.replace(class_names=config.class_names())
     voc = out / "results" / "VOC2012" / "Segmentation" / f"comp6_{split}_cls"
-    confusion, rows = judge(
-        model,
-        weights.params,
-        source,
-        names,
-        ignore_label=data.ignore_label,
-        size=data.size,
-        save=_label_saver(voc) if args.save_predictions else None,
+    found = evaluate(
+        net,
+        make_source(config, split),
+        examples=RESULT_ROWS,
+        save=_label_saver(voc, net.palette) if args.save_predictions else None,
     )
-    figures = report(confusion, names)
-    print(table(figures))
-    if published := beside_published(str(args.weights), split, figures):
+    print(table(found.figures))
+    if published := beside_published(str(args.weights), split, found.figures):
         print(published)
-    write_report(
-        out, figures, rows, names, ignore_label=data.ignore_label, suffix=f"_{split}"
-    )
+    write_report(out, found, palette=net.palette, suffix=f"_{split}")
     print(f"Written: {out}/metrics_{split}.json, {out}/results_{split}.png")
     if args.save_confusion:
-        write_confusion(out / f"confusion_{split}.csv", confusion, names)
+        write_confusion(out / f"confusion_{split}.csv", found)
         print(f"Written: {out}/confusion_{split}.csv")
     if args.save_predictions:
         print(f"Written: {voc}/")
     return 0
 
 
+def _resized_as(net: Network, config: Config) -> Network:
+    """Return the network with the input size that the data's config asks for."""
+    size = tuple(config.data.size)
+    if size and net.size and size != net.size:
+        raise ValueError(
+            f"the network resizes images to {net.size}, and config.data.size = {size}: "
+            f'pass --config.data.size="{net.size}"'
+        )
+    return net.replace(size=net.size or size)
+
+
 def _data_config(args: argparse.Namespace) -> Config:
-    """The config of the data that --data or --config tell."""
+    """Return the config of the data that --data or --config names."""
     if bool(args.data) == bool(args.config):
         raise ValueError("with --weights, pass --data voc or --config FILE")
     if args.data:
-        return Config(data=Data(**TFDS, train_split="train", eval_split="val"))
+        return Config(data=voc_data("train", "val"))
     return _config(args)
 
 
 def _config(args: argparse.Namespace) -> Config:
-    """The config of --config FILE --config.field=value."""
+    """Return the config that --config and --config.field=value give."""
     values = flags.FlagValues()
     argv = ["fcn_jax", f"--config={args.config}", *args.overrides]
     config = config_flags.DEFINE_config_file(
@@ -200,23 +201,22 @@ def _config(args: argparse.Namespace) -> Config:
     return config.value
 
 
-def _label_saver(folder: Path) -> Callable[[str, np.ndarray], None]:
-    """Saves predictions in a folder, which their names cannot lead out of."""
+def _label_saver(folder: Path, palette: Palette) -> Callable[[str, np.ndarray], None]:
+    """Return a function that saves predictions in a folder."""
 
     def save(name: str, labels: np.ndarray) -> None:
-        save_label_png(folder / f"{Path(name).stem}.png", labels)
+        # The stem alone: a name such as ../../x must not lead out of the folder.
+        save_labels(folder / f"{Path(name).stem}.png", labels, palette)
 
     return save
 
 
 def _predict(args: argparse.Namespace) -> int:
-    weights, config = _network(args)
+    net, _ = _network(args)
     written, unread = predict_files(
-        weights.model,
-        weights.params,
+        net,
         args.images,
         args.out,
-        size=config.data.size if config else (),
         batch_size=args.batch_size,
         scales=args.scales,
         flip=args.flip,
@@ -237,34 +237,33 @@ def _check_data(args: argparse.Namespace) -> int:
 
 
 def _export(args: argparse.Namespace) -> int:
-    weights, _ = _network(args)
-    export(
-        args.out,
-        weights.model,
-        weights.params,
-        output=args.output,
-        class_names=weights.class_names,
-    )
+    net, _ = _network(args)
+    export(args.out, net, output=args.output)
     print(f"Written: {args.out}, checked against the network at three sizes")
     return 0
 
 
 def _inspect(args: argparse.Namespace) -> int:
-    content = read_content(args.file)
-    print(describe(args.file, content))
-    compare(args.file, content)
+    file = read_file(args.file)
+    print(describe(args.file, file))
+    check_fit(args.file, file)
     return 0
 
 
 def _convert(args: argparse.Namespace) -> int:
     if args.target.suffix != ".safetensors":
         raise ValueError(f"{args.target}: name what is written .safetensors")
-    weights = read(args.source)
-    save_weights(args.target, weights)
-    print(f"Written: {args.target}, from {weights.source}")
+    file = read_file(args.source)
+    save(args.target, check_fit(args.source, file))
+    print(f"Written: {args.target}, from {file.source}")
     return 0
 
 
-if __name__ == "__main__":
-    keep_compiled()
+def run() -> None:
+    """Run the command of this process: the entry point of ``fcn-jax``."""
+    enable_compilation_cache()
     sys.exit(main())
+
+
+if __name__ == "__main__":
+    run()

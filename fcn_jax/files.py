@@ -1,4 +1,4 @@
-"""Where files are kept, and writing them whole or not at all."""
+"""Files: the cache folder, compiled programs in it, and writing whole or not at all."""
 
 import contextlib
 import json
@@ -7,16 +7,34 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jax
+
 
 def cache_folder() -> Path:
-    """Where downloads and compiled programs are kept: FCN_JAX_CACHE, or in the home."""
+    """Return the folder of downloads and compiled programs.
+
+    It is the one that the environment variable FCN_JAX_CACHE names, or
+    ``~/.cache/fcn_jax``.
+    """
     folder = os.environ.get("FCN_JAX_CACHE") or Path.home() / ".cache" / "fcn_jax"
     return Path(folder).expanduser()
 
 
+def enable_compilation_cache() -> None:
+    """Keep programs that took over a second to compile, for the next process.
+
+    They lie in the folder "compiled" of `cache_folder`, unless jax is told another
+    (JAX_COMPILATION_CACHE_DIR) or not to (JAX_ENABLE_COMPILATION_CACHE=false). JAX
+    knows a program by what it computes, for what machine, and by its own version.
+    """
+    if jax.config.jax_compilation_cache_dir is None:
+        folder = str(cache_folder() / "compiled")
+        jax.config.update("jax_compilation_cache_dir", folder)
+
+
 @contextlib.contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """A temporary name beside ``path`` to write to, moved to ``path`` at the end.
+    """Give a temporary name to write to, which is moved to ``path`` at the end.
 
     Whatever interrupts the writing, ``path`` holds all of the new content or is as it
     was. Missing parent directories are made.
@@ -32,6 +50,6 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
 
 def write_json(path: str | Path, content: Any) -> None:
-    """Writes JSON, indented for reading."""
+    """Write JSON, indented for reading."""
     with replacing(path) as unfinished:
         unfinished.write_text(json.dumps(content, indent=2) + "\n")

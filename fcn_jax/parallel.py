@@ -1,7 +1,7 @@
-"""One step for one device or many, of one process or many: data parallelism.
+"""Data parallelism: run one step on one device or many, of one process or many.
 
-A process starts with `fcn_jax.processes.initialize`; then `make_parallel` tells where
-arrays go:
+A process starts with `fcn_jax.processes.initialize`. Then `make_parallel` decides where
+the arrays go:
 
     parallel = make_parallel("sharded", batch_size=32)
     step = parallel.step(functools.partial(make_train_step, model, tx))
@@ -19,14 +19,14 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from fcn_jax.processes import all_devices, refuse_difference
+from fcn_jax.processes import all_devices, assert_equal_across_processes
 
 MODES = ("sharded", "pmap", "none")
 AXIS = "batch"
 
 
 def global_state(state: Any) -> Any:
-    """The same arrays, as arrays of all processes, which a checkpoint needs.
+    """Return a state as arrays that span all processes, as a checkpoint needs it.
 
     Args:
         state: on every device of this process, as `Parallel.step` returns it.
@@ -35,23 +35,23 @@ def global_state(state: Any) -> Any:
         return state
     everywhere = NamedSharding(_mesh(all_devices()), PartitionSpec())
 
-    def widen(x: jax.Array) -> jax.Array:
+    def to_global(x: jax.Array) -> jax.Array:
         if not x.is_fully_addressable:
             return x
         copies = [shard.data for shard in x.addressable_shards]
         return jax.make_array_from_single_device_arrays(x.shape, everywhere, copies)
 
-    return jax.tree.map(widen, state)
+    return jax.tree.map(to_global, state)
 
 
 @dataclasses.dataclass
 class Parallel:
-    """Where a step runs, made by `make_parallel`.
+    """Run a step on the devices that `make_parallel` chose.
 
     Attributes:
-        mode: of `MODES`.
-        batch_size: images of a step, over all processes.
-        mesh: the devices: all of them, under "pmap" those of this process.
+        mode: one of `MODES`.
+        batch_size: images per step, over all processes.
+        mesh: the devices of the step; in mode "pmap" those of this process only.
     """
 
     mode: str
@@ -61,18 +61,19 @@ class Parallel:
 
     @property
     def shard(self) -> tuple[int, int]:
-        """The part of each batch that this process reads: (which, of how many)."""
+        """Return the index of this process's shard of each batch, and the number."""
         return jax.process_index(), jax.process_count()
 
     def step(self, make_step: Callable[..., Callable]) -> Callable:
-        """A compiled step, which takes what `put_state` and `put_batch` return.
+        """Return a compiled step for what `put_state` and `put_batch` return.
 
         Args:
-            make_step: takes ``axis_name``, gives the pure ``(state, batch, key) ->
-                (state, metrics)`` that sums over that axis, if it is not None.
+            make_step: takes ``axis_name`` and returns the pure ``(state, batch, key) ->
+                (state, metrics)``, which sums over that axis unless it is None.
+
         Returns:
-            The same function; the state given to it is used up. A dropout mask is drawn
-            for the whole batch, under "pmap" for each device's part of it.
+            The same function, compiled. It donates the state that it takes. It draws
+            dropout masks for the whole batch, in mode "pmap" for each device's share.
         """
         if self.mode == "pmap":
             return jax.pmap(
@@ -82,40 +83,41 @@ class Parallel:
                 out_axes=None,
                 donate_argnums=0,
             )
-        same, split = self._sharding(), self._sharding(AXIS)
+        replicated, split = self._sharding(), self._sharding(AXIS)
         return jax.jit(
             make_step(axis_name=None),
-            in_shardings=(same, split, same),
-            out_shardings=same,
+            in_shardings=(replicated, split, replicated),
+            out_shardings=replicated,
             donate_argnums=0,
         )
 
     def put_state(self, state: Any) -> Any:
-        """A copy of a state on every device.
+        """Copy a state to every device.
 
         Raises:
-            ValueError: if the processes bring different states.
+            ValueError: if the processes pass different states.
         """
         state = jax.tree.map(np.asarray, state)
         if jax.process_count() > 1:
             checksum = 0
             for leaf in jax.tree.leaves(state):
                 checksum = zlib.crc32(leaf.tobytes(), checksum)
-            refuse_difference(
+            assert_equal_across_processes(
                 checksum,
-                "the processes do not start from the same state: do they see the same "
-                "files, --workdir above all?",
+                "the processes do not start from the same state: check that all of "
+                "them see the same files, above all the same run directory",
             )
-        same = self._sharding()
+        replicated = self._sharding()
         return jax.tree.map(
-            lambda x: jax.make_array_from_callback(x.shape, same, x.__getitem__), state
+            lambda x: jax.make_array_from_callback(x.shape, replicated, x.__getitem__),
+            state,
         )
 
     def put_batch(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
-        """Starts to send this process's part of a batch, an equal part to each device.
+        """Start to send this process's shard of a batch, an equal share to each device.
 
         Raises:
-            ValueError: if the shape is not that of the other processes.
+            ValueError: if the processes pass batches of different shapes.
         """
         self._check_shape(batch["image"].shape)
         devices = len(self.mesh.local_devices)
@@ -128,9 +130,9 @@ class Parallel:
         return jax.tree.map(put, batch)
 
     def one_copy(self, state: Any) -> Any:
-        """A state on one device of this process, to compute with apart from the rest.
+        """Return a state on one device of this process, for local computations.
 
-        It shares its memory with the state, and is used up with it.
+        It shares its memory with ``state`` and is invalid once a step has donated that.
         """
         return jax.tree.map(lambda x: x.addressable_data(0), state)
 
@@ -141,45 +143,46 @@ class Parallel:
         if jax.process_count() == 1:
             return
         message = (
-            f"with several processes all images of a run must share a size, {shape} is "
-            "a batch of another one: set data.crop or data.size"
+            "all batches of a run with several processes must have the same shape, and "
+            f"{shape} differs from another: crop or resize all images to one size"
         )
-        if self._shape is None:  # Later on no process waits for the others to ask.
+        if self._shape is None:  # Only the first batch waits for the other processes.
             self._shape = shape
-            refuse_difference(shape, message)
+            assert_equal_across_processes(shape, message)
         if shape != self._shape:
             raise ValueError(message)
 
 
 def make_parallel(mode: str, *, batch_size: int, accumulate: int = 1) -> Parallel:
-    """How to run a step: on all devices of all processes, or on one.
+    """Choose the devices of a step: all devices of all processes, or one.
 
     Args:
-        mode: "sharded" (jit), "pmap" or "none", for one device only.
-        batch_size: images of a step, over all processes.
-        accumulate: parts that a step takes one by one.
+        mode: "sharded" (jit), "pmap", or "none" for one device.
+        batch_size: images per step, over all processes.
+        accumulate: micro-batches per step (gradient accumulation).
+
     Raises:
-        ValueError: if the mode is not known or the batch cannot be split evenly.
+        ValueError: if ``mode`` is unknown, ``mode`` is "none" in a run of several
+            processes, or the batch cannot be split evenly.
     """
     if mode not in MODES:
-        raise ValueError(f"parallel = {mode!r} is not one of " + ", ".join(MODES))
+        raise ValueError(f"mode = {mode!r} is not one of " + ", ".join(MODES))
     devices, processes = all_devices(), jax.process_count()
     if mode == "none":
         if processes > 1:
             raise ValueError(
-                f'parallel = "none" is for one process, and there are {processes}: set '
-                'parallel = "sharded"'
+                f'mode = "none" is for one process, but this run has {processes}: use '
+                '"sharded"'
             )
         devices = devices[:1]
     shares = len(devices) * accumulate
     if batch_size % shares:
-        parts = f" in {accumulate} parts (accumulate)" if accumulate > 1 else ""
-        several = processes == 1 < len(devices)
-        alone = ', or parallel = "none", which uses one' if several else ""
+        one_device = processes == 1 < len(devices)
         raise ValueError(
             f"batch_size = {batch_size} cannot be split evenly over {len(devices)} "
-            f"devices of {processes} process(es){parts}: set a multiple of {shares}"
-            + alone
+            f"device(s) of {processes} process(es) and {accumulate} micro-batch(es): "
+            f"use a multiple of {shares}"
+            + (', or mode "none", which uses one device' if one_device else "")
         )
     mesh = _mesh(devices)
     return Parallel(mode, batch_size, mesh.local_mesh if mode == "pmap" else mesh)

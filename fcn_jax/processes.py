@@ -1,4 +1,4 @@
-"""The processes of a run: how they join, agree, and share the work."""
+"""The processes of a run: join them, agree on values, share the work."""
 
 import contextlib
 import dataclasses
@@ -11,8 +11,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-# Seconds after which all processes end with an error once one of them is dead, or has
-# ended and the others have not.
+# Seconds until all processes end with an error after one of them has died, or has
+# ended before the others.
 TIMEOUT = 90
 
 
@@ -23,23 +23,23 @@ def initialize(
     *,
     timeout: int = TIMEOUT,
 ) -> None:
-    """Joins this process with the others of its run; nothing to do for a lone one.
+    """Join this process with the others of its run; do nothing if it runs alone.
 
-    Before anything else that touches jax's devices. Under Slurm, Open MPI, Kubernetes
-    (an indexed job) and on TPUs no arguments are needed, for jax detects the rest.
-    Slurm and Open MPI give a process one device, unless JAX_LOCAL_DEVICE_IDS=0,1,...
-    names more.
+    Call it before anything else that uses jax's devices. jax detects all arguments
+    under Slurm, Open MPI, Kubernetes (an indexed job) and on TPUs. Slurm and Open MPI
+    give each process one device, unless JAX_LOCAL_DEVICE_IDS=0,1,... names more.
 
     Args:
-        coordinator: host:port of process 0, reachable by all.
-        num_processes: how many there are; 1 leaves all others out of it.
-        process_id: number of this one, from 0.
+        coordinator: "host:port" of process 0, which all processes can reach.
+        num_processes: processes of the run; 1 runs this process alone.
+        process_id: number of this process, from 0.
         timeout: see `TIMEOUT`.
+
     Raises:
-        ValueError: if some of the arguments are missing and jax cannot tell them.
+        ValueError: if arguments are missing that jax cannot detect.
     """
     given = (coordinator, num_processes, process_id)
-    alone = not any(value is not None for value in given) and not _is_one_of_many()
+    alone = all(value is None for value in given) and not _is_one_of_several()
     if num_processes == 1 or alone or jax.distributed.is_initialized():
         return
     try:
@@ -51,13 +51,14 @@ def initialize(
         )
     except ValueError as error:
         raise ValueError(
-            "this process is one of several, but jax cannot tell how to reach the "
-            f"others ({error}) Give each --coordinator=host:port, --num_processes and "
-            "--process_id, or --num_processes=1 to one that shall run alone"
+            "this process is one of several, but jax cannot detect the others "
+            f"({error}) Give every process coordinator (host:port), num_processes and "
+            "process_id, or give num_processes = 1 to run this process alone"
         ) from error
-    # On CPUs, the first exchange fails if processes come to it 30 s apart, as they may
-    # later. One between processes and one between all devices are kept for reuse.
-    multihost_utils.sync_global_devices("fcn_jax")
+    # On CPUs the first exchange fails if processes reach it 30 s apart, as they may
+    # later in a run. The connections of these two, one between processes and one
+    # between all devices, are kept and used again.
+    wait_for_all()
     ones = np.ones(jax.local_device_count())
     split = NamedSharding(Mesh(np.array(all_devices()), ("all",)), PartitionSpec("all"))
     ones = jax.make_array_from_process_local_data(split, ones)
@@ -65,37 +66,44 @@ def initialize(
 
 
 def is_main() -> bool:
-    """Whether this is the process that logs and draws."""
+    """Tell whether this is process 0, which writes the logs and pictures."""
     return jax.process_index() == 0
 
 
 def preempted(step: int) -> bool:
-    """Whether to save and stop after this step, for a process got SIGTERM.
+    """Tell whether to save and stop after a step, because a process got SIGTERM.
 
-    All processes of a run agree on the step; each must ask after every step. To be
-    used with several processes only, where jax takes the signal.
+    All processes of a run must ask after every step, and all get the same answer. A
+    process that runs alone always gets False and must handle the signal itself.
     """
     reached = multihost_utils.reached_preemption_sync_point
     return jax.process_count() > 1 and reached(step)
 
 
 def sum_over_processes(array: np.ndarray) -> np.ndarray:
-    """The sum of the arrays that each process gives, such as confusion matrices."""
+    """Sum the arrays that the processes pass, such as confusion matrices."""
     array = np.asarray(array)
-    # As bytes, for jax would narrow 64 bits to 32.
-    parts = _gather(np.frombuffer(array.tobytes(), np.uint8))
-    return parts.view(array.dtype).reshape(-1, *array.shape).sum(axis=0)
+    # Send bytes, because jax would narrow 64 bits to 32.
+    gathered = _gather(np.frombuffer(array.tobytes(), np.uint8))
+    return gathered.view(array.dtype).reshape(-1, *array.shape).sum(axis=0)
+
+
+def assert_equal_across_processes(values: Any, message: str) -> None:
+    """Raise ValueError in every process if their uint32 ``values`` differ."""
+    gathered = _gather(np.array(values, np.uint32))
+    if (gathered != gathered[0]).any():
+        raise ValueError(message)
 
 
 def wait_for_all() -> None:
-    """Returns once every process of the run has come here."""
+    """Return once every process of the run has called this."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("fcn_jax")
 
 
 @contextlib.contextmanager
 def main_first() -> Iterator[None]:
-    """What is in it is done by process 0, then by the others: they find files ready."""
+    """Run the body on process 0 first, then on the others."""
     if not is_main():
         wait_for_all()
     yield
@@ -103,31 +111,24 @@ def main_first() -> Iterator[None]:
         wait_for_all()
 
 
-def part(source: Any) -> Any:
-    """This process's share of a source, for an evaluation that all take part in."""
-    return _Part(source, range(jax.process_index(), len(source), jax.process_count()))
+def process_shard(source: Any) -> Any:
+    """Return the examples of a source that this process evaluates."""
+    return _Shard(source, range(jax.process_index(), len(source), jax.process_count()))
 
 
 def all_devices() -> list[jax.Device]:
-    """All devices, those of a process side by side, as its rows of a batch are."""
+    """Return all devices ordered by process, as the rows of a batch are."""
     processes = range(jax.process_count())
     return [d for p in processes for d in jax.local_devices(process_index=p)]
 
 
 def _gather(values: np.ndarray) -> np.ndarray:
-    """[processes, ...] of the values that each process gives."""
+    """Return the values of all processes, [processes, ...]."""
     return np.asarray(multihost_utils.process_allgather(values))
 
 
-def refuse_difference(values: Any, message: str) -> None:
-    """Raises ValueError in every process where they give different values."""
-    gathered = _gather(np.array(values, np.uint32))
-    if (gathered != gathered[0]).any():
-        raise ValueError(message)
-
-
 @dataclasses.dataclass
-class _Part:
+class _Shard:
     source: Any
     indices: range
 
@@ -138,10 +139,10 @@ class _Part:
         return self.source[self.indices[i]]
 
 
-def _is_one_of_many() -> bool:
-    """Whether a scheduler that jax knows started this process as one of several.
+def _is_one_of_several() -> bool:
+    """Tell whether a scheduler that jax knows started this process as one of several.
 
-    jax would take a lone process in a scheduler's shell for one of a run.
+    Without this check, jax would join a single process in a scheduler's shell to a run.
     """
     names = os.environ
 
@@ -155,6 +156,6 @@ def _is_one_of_many() -> bool:
         or ("KUBERNETES_SERVICE_HOST" in names and "JOB_COMPLETION_INDEX" in names)
         or "," in tpu
         or count("MEGASCALE_NUM_SLICES") > 1
-        # jax sets the first on a TPU host, the second where there is none to ask.
+        # jax sets the first on a TPU host, the second if it has no metadata server.
         or ("TPU_ML_PLATFORM" in names and "TPU_SKIP_MDS_QUERY" not in names)
     )

@@ -1,13 +1,17 @@
 """Label maps in colour, rows of results, learning curves."""
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
+from fcn_jax.data.labels import VOID
 from fcn_jax.files import replacing
+
+Palette = Sequence[tuple[int, int, int]]
 
 _CELL = 2.8  # Width of a picture in results_figure, inches.
 _TITLES = ("image", "ground truth", "prediction")
@@ -20,12 +24,16 @@ _SCORES = {"mean_iu": "mean IU", "pixel_accuracy": "pixel accuracy"}
 
 
 def colormap(n: int = 256) -> np.ndarray:
-    """The colours of PASCAL VOC: bits 0, 3, 6, ... of an index are the red, and so on.
+    """Return the colours of PASCAL VOC.
+
+    Bits 0, 3, 6 of an index make its red, bits 1, 4, 7 its green, bits 2, 5 its blue.
 
     Args:
         n: number of colours.
+
     Returns:
         [n, 3] uint8, RGB; 0 is black and 255, VOC's void, (224, 224, 192).
+
     Reference: VOClabelcolormap.m of the VOC development kit.
     """
     index, channel = np.arange(n)[:, None], np.arange(3)
@@ -33,37 +41,36 @@ def colormap(n: int = 256) -> np.ndarray:
     return sum(bits).astype(np.uint8)  # [n, 3]
 
 
-def colorize(labels: np.ndarray, *, ignore_label: int = 255) -> np.ndarray:
-    """Labels in the colours of `colormap`.
+def colorize(labels: np.ndarray, palette: Palette = ()) -> np.ndarray:
+    """Return labels in colour.
 
     Args:
-        labels: [...] integers in [0, 255], or ``ignore_label``.
-        ignore_label: label of void pixels, which get VOC's void colour.
+        labels: [...] integers in [0, 255]; 255 is void.
+        palette: one RGB colour for each class, or () for the colours of PASCAL VOC.
+
     Returns:
-        [..., 3] uint8, RGB.
+        [..., 3] uint8, RGB. Void gets VOC's void colour.
+
     Raises:
         ValueError: if ``labels`` are not integers or out of range.
     """
-    labels = np.asarray(labels)
-    return colormap()[_as_bytes(np.where(labels == ignore_label, 255, labels))]
+    return _table(palette)[_as_bytes(np.asarray(labels))]
 
 
 def overlay(
-    image: np.ndarray,
-    labels: np.ndarray,
-    *,
-    alpha: float = 0.5,
-    ignore_label: int = 255,
+    image: np.ndarray, labels: np.ndarray, *, palette: Palette = (), alpha: float = 0.5
 ) -> np.ndarray:
-    """The image tinted with the colours of its labels; void pixels stay as they are.
+    """Return the image tinted with the colours of its labels.
 
     Args:
         image: [..., H, W, 3] uint8 or float, RGB in [0, 255].
-        labels: [..., H, W] integers in [0, 255], or ``ignore_label``.
+        labels: [..., H, W] integers in [0, 255]; void pixels (255) keep their colour.
+        palette: as for `colorize`.
         alpha: share of the labels' colours, in [0, 1].
-        ignore_label: label of void pixels.
+
     Returns:
         [..., H, W, 3] uint8, RGB.
+
     Raises:
         ValueError: if the shapes differ or the labels are out of range.
     """
@@ -73,31 +80,63 @@ def overlay(
             f"image {image.shape} and labels {labels.shape} do not belong together: "
             "expected [H, W, 3] and [H, W]"
         )
-    share = np.where(labels == ignore_label, 0, alpha)[..., None]
-    colors = colorize(labels, ignore_label=ignore_label)
-    mixed = (1 - share) * image + share * colors
+    share = np.where(labels == VOID, 0, alpha)[..., None]
+    mixed = (1 - share) * image + share * colorize(labels, palette)
     return np.clip(np.rint(mixed), 0, 255).astype(np.uint8)
 
 
+def legend(class_names: Sequence[str], palette: Palette = ()) -> np.ndarray:
+    """Draw the colour and the name of each class, one below the other.
+
+    Args:
+        class_names: of classes 0, 1, ...
+        palette: as for `colorize`.
+
+    Returns:
+        [H, W, 3] uint8, RGB on white.
+    """
+    font = ImageFont.load_default(16)
+    width = 44 + max(
+        (math.ceil(font.getlength(name)) for name in class_names), default=0
+    )
+    picture = Image.new("RGB", (width, 24 * len(class_names) + 8), "white")
+    draw = ImageDraw.Draw(picture)
+    for i, name in enumerate(class_names):
+        top, color = 24 * i + 4, tuple(_table(palette)[i].tolist())
+        draw.rectangle((8, top + 3, 28, top + 20), fill=color, outline="grey")
+        draw.text((36, top + 12), name, fill="black", font=font, anchor="lm")
+    return np.asarray(picture)
+
+
 def save_image(path: str | Path, image: np.ndarray) -> None:
-    """Writes [H, W, 3] uint8 RGB as PNG."""
+    """Write [H, W, 3] uint8 RGB as PNG."""
     with replacing(path) as unfinished:
         Image.fromarray(image).save(unfinished, format="PNG")
 
 
-def save_label_png(path: str | Path, labels: np.ndarray) -> None:
-    """Writes labels as PASCAL VOC does: a PNG of class indices with a palette.
+def save_labels(path: str | Path, labels: np.ndarray, palette: Palette = ()) -> None:
+    """Write labels as PASCAL VOC does: a PNG of class indices with a palette.
 
     Args:
         path: of the file, replaced as a whole.
         labels: [H, W] integers in [0, 255].
+        palette: as for `colorize`; a viewer shows these colours.
+
     Raises:
         ValueError: if ``labels`` are not integers or out of range.
     """
     picture = Image.fromarray(_as_bytes(np.asarray(labels)))
-    picture.putpalette(colormap().tobytes())
+    picture.putpalette(_table(palette).tobytes())
     with replacing(path) as unfinished:
         picture.save(unfinished, format="PNG")
+
+
+def _table(palette: Palette) -> np.ndarray:
+    """Return the colours of all values of a label, [256, 3] uint8."""
+    table = colormap()
+    if len(palette):
+        table[: len(palette)] = palette
+    return table
 
 
 def results_figure(
@@ -105,16 +144,16 @@ def results_figure(
     rows: Sequence[tuple[str, np.ndarray, np.ndarray, np.ndarray]],
     class_names: Sequence[str],
     *,
-    ignore_label: int = 255,
+    palette: Palette = (),
 ) -> None:
-    """Draws rows of image | ground truth | prediction above a legend, as PNG.
+    """Draw rows of image | ground truth | prediction above a legend, as PNG.
 
     Args:
         path: of the file, replaced as a whole.
         rows: one or more of (name, image [H, W, 3] uint8 RGB, label [H, W], prediction
             [H, W]), labels as `colorize` takes them; sizes may differ.
         class_names: of classes 0, 1, ...; the legend shows the number of any other.
-        ignore_label: label of void pixels.
+        palette: as for `colorize`.
     """
     from matplotlib.figure import Figure
 
@@ -125,7 +164,7 @@ def results_figure(
     for cells, height, (name, image, *labels) in zip(grid, heights, rows, strict=True):
         cells[0].imshow(image)
         for cell, label in zip(cells[1:], labels, strict=True):
-            colors = colorize(label, ignore_label=ignore_label)
+            colors = colorize(label, palette)
             cell.imshow(colors, interpolation="nearest")  # Mixed colours mean nothing.
         for cell in cells:
             cell.set(xticks=[], yticks=[])
@@ -134,14 +173,14 @@ def results_figure(
         cells[0].set_ylabel(name, fontsize=8, parse_math=False)
     for cell, title in zip(grid[0], _TITLES, strict=True):
         cell.set_title(title, fontsize=11)
-    _add_legend(figure, _legend_entries(rows, class_names, ignore_label))
+    _add_legend(figure, _legend_entries(rows, class_names, palette))
     dpi = min(_DPI, _MAX_PIXELS / figure.get_figheight())
     with replacing(path) as unfinished:
         figure.savefig(unfinished, format="png", dpi=dpi, bbox_inches="tight")
 
 
 def learning_curves(path: str | Path, records: Sequence[dict[str, Any]]) -> None:
-    """Draws the training loss and the validation scores over the steps, as PNG.
+    """Draw the training loss and the validation scores over the steps, as PNG.
 
     Args:
         path: of the file, replaced as a whole.
@@ -193,18 +232,17 @@ def _curve(records: Sequence[dict], key: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _legend_entries(
-    rows: Sequence[tuple], class_names: Sequence[str], ignore_label: int
+    rows: Sequence[tuple], class_names: Sequence[str], palette: Palette
 ) -> list[tuple[str, np.ndarray]]:
-    """Names and colours: all classes if they are few, else those that occur; void."""
+    """Return names and colours of all classes if few, else of those that occur."""
     seen = {
         int(i) for _, _, *maps in rows for labels in maps for i in np.unique(labels)
     }
     if len(class_names) <= 21:
         seen |= set(range(len(class_names)))
-    names = dict(enumerate(class_names))
-    classes = sorted(seen - {ignore_label})
-    entries = [(names.get(i, str(i)), colormap()[i]) for i in classes]
-    return entries + [("void", colormap()[255])] * (ignore_label in seen)
+    names, colors = dict(enumerate(class_names)), _table(palette)
+    entries = [(names.get(i, str(i)), colors[i]) for i in sorted(seen - {VOID})]
+    return entries + [("void", colors[VOID])] * (VOID in seen)
 
 
 def _add_legend(figure: Any, entries: list[tuple[str, np.ndarray]]) -> None:
@@ -241,22 +279,21 @@ def _as_bytes(labels: np.ndarray) -> np.ndarray:
 
 
 def class_chart(
-    path: str | Path, surveys: Mapping[str, Any], class_names: Sequence[str]
+    path: str | Path, shares: Mapping[str, np.ndarray], class_names: Sequence[str]
 ) -> None:
-    """Draws each class's share of the pixels, from the greatest down, as PNG.
+    """Draw each class's share of the labelled pixels, largest first, as PNG.
 
     Bars of one split have the classes' colours, those of several the splits'. The
     axis is logarithmic where shares differ more than a hundredfold.
 
     Args:
         path: of the file, replaced as a whole.
-        surveys: of one or more splits (fcn_jax.data.survey.Survey); the shares in the
-            first give the order.
+        shares: of one or more splits, [C] each; those of the first give the order.
         class_names: C names.
     """
     from matplotlib.figure import Figure
 
-    shares = np.array([survey.shares for survey in surveys.values()])  # [S, C]
+    splits, shares = list(shares), np.array(list(shares.values()))  # [S, C]
     order = np.argsort(-shares[0], kind="stable")
     parts = np.array_split(order, -(-len(order) // _MOST_BARS))
     rows = len(parts[0])
@@ -274,16 +311,15 @@ def class_chart(
         panel.set_axisbelow(True)
         panel.spines[["top", "right"]].set_visible(False)
     figure.suptitle("share of each class in the pixels that are not void", fontsize=11)
-    if len(surveys) > 1:
-        _add_legend(
-            figure, list(zip(surveys, _split_colors(len(surveys)), strict=True))
-        )
+    if len(splits) > 1:
+        colors = _split_colors(len(splits))
+        _add_legend(figure, list(zip(splits, colors, strict=True)))
     with replacing(path) as unfinished:
         figure.savefig(unfinished, format="png", dpi=_DPI)
 
 
 def _share_axis(shares: np.ndarray) -> dict[str, Any]:
-    """Scale and limits of an axis for the shares, with room for a number beyond."""
+    """Return scale and limits of an axis for the shares, with room for a number."""
     occurring = shares[shares > 0]
     low, high = (occurring.min(), occurring.max()) if occurring.size else (1, 1)
     if high <= 100 * low:
@@ -293,14 +329,14 @@ def _share_axis(shares: np.ndarray) -> dict[str, Any]:
 
 
 def _split_colors(n: int) -> np.ndarray:
-    """[n, 3] uint8, matplotlib's own sequence."""
+    """Return [n, 3] uint8, the default colours of matplotlib."""
     from matplotlib.colors import to_rgba_array
 
     return (255 * to_rgba_array([f"C{i}" for i in range(n)])[:, :3]).astype(np.uint8)
 
 
 def _draw_shares(panel: Any, shares: np.ndarray, colors: np.ndarray) -> None:
-    """Bars of [S, C] shares, in [C, 3] colours where S is 1."""
+    """Draw bars of [S, C] shares, in the classes' [C, 3] colours if S is 1."""
     left, _ = panel.get_xlim()
     thickness = 0.8 / len(shares)
     split_colors = _split_colors(len(shares)) / 255

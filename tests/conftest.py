@@ -3,8 +3,10 @@
 The references are written from the definitions, in numpy, ONNX and protobuf.
 """
 
+import os
 from types import SimpleNamespace
 
+import jax
 import numpy as np
 import onnx
 import onnxruntime
@@ -13,6 +15,11 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from hypothesis import settings
 
 from fcn_jax.models.fcn import FCN
+from fcn_jax.network import Network
+
+# Compiling takes most of the time of these tests, and their networks are small.
+jax.config.update("jax_disable_most_optimizations", True)
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "true"  # For the processes they start.
 
 # The same examples on every machine, and no deadline: these machines may be slow.
 settings.register_profile("fcn_jax", derandomize=True, deadline=None)
@@ -116,14 +123,14 @@ def head_params(weights: dict, variant: str, learned: bool = False) -> dict:
     return params
 
 
-def network(variant: str, **fields) -> tuple[FCN, dict]:
-    """A thin network of 4 classes with random weights, and its parameters."""
+def network(variant: str, **fields) -> Network:
+    """A thin network of 4 classes with random weights."""
     model = FCN(variant=variant, num_classes=4, width=1 / 32, dropout=0.0, **fields)
     weights = random_weights(
         np.random.default_rng(4), width=model.width, num_classes=model.num_classes
     )
     head = head_params(weights, variant, model.learn_upsampling)
-    return model, {"body": body_params(weights), "head": head}
+    return Network({"body": body_params(weights), "head": head}, model)
 
 
 class Graph:

@@ -1,45 +1,139 @@
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+TORCH = importlib.util.find_spec("torch") is not None
+# Speed does not matter here: programs are not optimised, and torch has one thread.
+ENVIRONMENT = os.environ | {
+    "JAX_DISABLE_MOST_OPTIMIZATIONS": "true",
+    "OMP_NUM_THREADS": "1",
+}
 
 
-def run(tmp_path, script, *arguments):
+def run(tmp_path, script, *arguments, **options):
     """The figures that a benchmark writes, and what it prints."""
     out = tmp_path / "out.json"
+    for name, value in options.items():
+        arguments += ("--" + name.replace("_", "-"), value)
     printed = subprocess.run(
         [sys.executable, BENCHMARKS / script, *map(str, arguments), "--out", out],
+        env=ENVIRONMENT,
         capture_output=True,
         text=True,
         check=False,
     )
-    assert printed.returncode == 0, printed.stderr
-    return json.loads(out.read_text()), printed.stdout
+    assert printed.returncode == 0, printed.stdout + printed.stderr
+    figures = json.loads(out.read_text())
+    assert figures.pop("arguments")["out"] == str(out)
+    assert all(figures.pop(key) for key in ("device", "jax", "date"))
+    return figures, printed.stdout
+
+
+def test_exact_finds_equal_results(tmp_path):
+    options = {"width": 1 / 32, "networks": "fcn8s-same", "images": 2}
+    figures, printed = run(tmp_path, "exact.py", **options)
+    names = [f"fcn8s same {check}" for check in ("batch", "tiles", "confusion")]
+    assert [case["case"] for case in figures["cases"]] == names
+    for case in figures["cases"]:
+        assert case["passed"] is True
+        assert case["difference"] < 1e-5
+        assert case["differ"] == 0 < case["of"]
+        assert case["seconds"] > 0
+        assert case["case"] in printed
+    assert "all the same" in printed
+
+
+def test_mask_measures_with_and_without_sizes(tmp_path):
+    options = {"side": 32, "width": 1 / 32, "repeats": 1, "sample": 0.001}
+    figures, printed = run(tmp_path, "mask.py", **options)
+    assert list(figures) == ["forward", "train step"]
+    for found in figures.values():
+        assert list(found) == ["with size", "without", "ratio"]
+        assert found["without"] > 0
+        ratio = found["with size"] / found["without"]
+        assert found["ratio"] == pytest.approx(ratio)
+    assert json.loads(printed)["forward"] == figures["forward"]
+
+
+def test_memory_states_bytes_of_each_way(tmp_path):
+    options = {"side": 32, "width": 1 / 32, "batch_sizes": 2}
+    figures, printed = run(tmp_path, "memory.py", **options)
+    (row,) = figures["bytes"]
+    assert row.pop("batch") == 2
+    assert list(row) == ["plain", "remat", "parts"]
+    (state,) = {found["state"] for found in row.values()}
+    assert state > 0
+    assert all(found["rest"] > 0 for found in row.values())
+    assert "in parts of 1" in printed
+
+
+def test_pipeline_measures_each_way(tmp_path):
+    options = {"images": 4, "crop": 64, "batch_size": 2, "batches": 2}
+    figures, printed = run(tmp_path, "pipeline.py", **options, repeats=1, cores=1)
+    found = figures["images/s"]
+    assert list(found) == ["one core", "threads", "processes"]
+    assert all(row["fcn_jax"] > 0 for row in found.values())
+    assert ("torch: not installed" in printed) != TORCH
+    for way in ("one core", "processes"):
+        assert (found[way].get("torch", 0) > 0) == TORCH
+
+
+def test_sizes_counts_compilations_and_compares_labels(tmp_path):
+    options = {"side": 32, "width": 1 / 32, "images": 4, "sizes": 2}
+    figures, printed = run(tmp_path, "sizes.py", **options)
+    assert figures["compiles"] == {"jit for each size": 2, "predict": 1}
+    assert list(figures["seconds"]) == ["jit for each size", "predict"]
+    jit, predict = figures["seconds"].values()
+    assert figures["ratio"] == pytest.approx(jit / predict)
+    assert figures["agreement"] > 0.999
+    assert "labels agree on" in printed
+
+
+def test_speed_measures_fcn_jax_and_compares_it_with_torch(tmp_path):
+    options = {"side": 32, "single_side": 33, "product_side": 64, "batch_size": 2}
+    options |= {"width": 1 / 32, "repeats": 1, "sample": 0.001}
+    figures, printed = run(tmp_path, "speed.py", "--no-compile", **options)
+    cases = figures["cases"]
+    assert list(cases) == [
+        "inference, batch 1, 33x33",
+        "inference, batch 2, 32x32",
+        "training, batch 2, 32x32",
+    ]
+    assert figures["peak"]["jax"] > 0
+    for name, found in cases.items():
+        assert name in printed
+        assert found["seconds"]["fcn_jax"] > 0
+        assert len(found["spread"]["fcn_jax"]) == 2
+        assert all(found[k]["fcn_jax"] > 0 for k in ("images/s", "FLOP/s", "of peak"))
+    if not TORCH:
+        assert "torch: not installed" in printed
+        pytest.skip("torch is not installed: fcn_jax was measured alone")
+    assert figures["difference"] < 1e-5
+    assert figures["peak"]["torch"] > 0
+    for found in cases.values():
+        assert found["best of torch"] == "torch eager"
+        seconds = found["seconds"]
+        ratio = seconds["torch eager"] / seconds["fcn_jax"]
+        assert found["ratio"] == pytest.approx(ratio)
+        assert all(found[k]["torch"] > 0 for k in ("images/s", "FLOP/s", "of peak"))
 
 
 def test_upsample_compares_every_form(tmp_path):
-    options = ("--side", 32, "--classes", 2, "--repeats", 1)
-    figures, printed = run(tmp_path, "upsample.py", *options)
+    options = {"side": 32, "classes": 2, "repeats": 1, "sample": 0.001}
+    figures, printed = run(tmp_path, "upsample.py", **options)
     for use in ("FCN-32s", "FCN-16s", "FCN-8s"):
         forms = figures["uses"][use]
         assert len(forms) == 6
         for name, found in forms.items():
             assert name in printed
             assert found["difference"] < 1e-5
-            assert found["forward"]["seconds"] > 0
-            assert found["with gradient"]["seconds"] > 0
-
-
-def test_pipeline_measures_each_way(tmp_path):
-    options = ("--images", 4, "--crop", 64, "--batch-size", 2, "--batches", 2)
-    options += ("--rounds", 1, "--cores", 1)
-    figures, printed = run(tmp_path, "pipeline.py", *options)
-    found = figures["images/s"]
-    assert list(found) == ["one core", "threads", "processes"]
-    assert all(row["fcn_jax"] > 0 for row in found.values())
-    installed = importlib.util.find_spec("torch") is not None
-    assert ("torch: not installed" in printed) != installed
-    assert ("torch" in found["processes"]) == installed
+            for what in ("forward", "with gradient"):
+                assert found[what]["seconds"] > 0
+                assert found[what]["ratio"] > 0
+                assert found["temp bytes"][what] >= 0

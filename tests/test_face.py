@@ -1,6 +1,8 @@
 import functools
+import importlib.metadata
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -48,30 +50,54 @@ IMAGE = np.random.default_rng(0).integers(0, 256, (19, 34, 3), np.uint8)
 
 
 def shapes_of_init(**fields):
-    """What `init` gives, without computing it."""
-    return jax.eval_shape(functools.partial(fcn_jax.init, **fields), jax.random.key(0))
+    """The parameters that `init` gives, without computing them."""
+    init = functools.partial(fcn_jax.init, **fields)
+    return jax.eval_shape(init, jax.random.key(0)).params
 
 
 @pytest.fixture(scope="module")
-def params():
-    return fcn_jax.init(jax.random.key(0), **FIELDS)
+def net():
+    return fcn_jax.init(jax.random.key(0), score_init="xavier", **FIELDS)
+
+
+def modules_after(code):
+    result = subprocess.run(
+        [sys.executable, "-c", f"import sys; {code}; print(*sys.modules)"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return {name.partition(".")[0] for name in result.stdout.split()}
 
 
 def test_import_is_light():
-    code = "import sys, fcn_jax; print(*sys.modules)"
-    result = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True
-    )
-    imported = {name.partition(".")[0] for name in result.stdout.split()}
-    assert "fcn_jax" in imported
-    assert not imported & HEAVY
+    imported = modules_after("import fcn_jax")
+    assert "fcn_jax" in imported and not imported & {"jax", "flax", *HEAVY}
+    using = "import fcn_jax; fcn_jax.load, fcn_jax.predict, fcn_jax.init"
+    imported = modules_after(using)
+    assert "jax" in imported and not imported & HEAVY
 
 
-def test_all_names_exist():
-    assert fcn_jax.__all__ == sorted(set(fcn_jax.__all__))
-    for name in set(fcn_jax.__all__) - {"export"}:  # A module: export.export, .load.
-        assert callable(getattr(fcn_jax, name)), name
-    assert callable(fcn_jax.export.export) and callable(fcn_jax.export.load)
+def test_all_names_exist_and_are_listed():
+    assert len(set(fcn_jax.__all__)) == len(fcn_jax.__all__) == 24
+    for name in fcn_jax.__all__:
+        assert name in dir(fcn_jax)
+        if name != "metrics":  # The one module.
+            assert callable(getattr(fcn_jax, name)), name
+    with pytest.raises(AttributeError, match="attribute imread"):
+        fcn_jax.imread  # noqa: B018
+
+
+def test_version_and_types_are_those_of_the_package():
+    assert fcn_jax.__version__ == importlib.metadata.version("fcn-jax")
+    assert (Path(fcn_jax.__file__).parent / "py.typed").exists()
+
+
+def test_metrics_take_arrays():
+    label = np.array([0, 0, 0, 1, 1, 2, 255, 255])
+    prediction = np.array([0, 0, 1, 1, 0, 2, 0, 2])
+    confusion = fcn_jax.metrics.confusion_matrix(label, prediction, num_classes=4)
+    assert fcn_jax.metrics.mean_iu(confusion) == pytest.approx(0.611111, abs=1e-6)
 
 
 @pytest.mark.parametrize("variant", HEADS)
@@ -115,10 +141,10 @@ def test_init_refuses_what_the_network_has_not():
         fcn_jax.init(key, depth=19)
 
 
-def test_init_then_vgg16_then_apply(params, tmp_path):
+def test_init_with_vgg16_applies_as_by_hand(net, tmp_path):
     rng = np.random.default_rng(1)
     body = {}
-    for name, layer in params["body"].items():
+    for name, layer in net.params["body"].items():
         shape = layer["kernel"].shape
         scale = np.sqrt(2 / np.prod(shape[:-1]))
         kernel = rng.normal(0, scale, shape).astype(np.float32)
@@ -127,36 +153,28 @@ def test_init_then_vgg16_then_apply(params, tmp_path):
     entries["conv1_1"][0] = body["conv1_1"]["kernel"][:, :, ::-1]  # BGR, as Caffe's.
     np.save(tmp_path / "vgg16.npy", entries, allow_pickle=True)
 
-    started = {**params, "body": dict(params["body"])}
-    started["body"].update(fcn_jax.load_vgg16(tmp_path / "vgg16.npy"))
+    started = fcn_jax.init(
+        jax.random.key(0), vgg16=tmp_path / "vgg16.npy", score_init="xavier", **FIELDS
+    )
     logits = fcn_jax.apply(started, IMAGE)
-    model = fcn_jax.FCN(**FIELDS)
-    by_hand = {"body": body, "head": params["head"]}
-    expected = jax.jit(model.apply)({"params": by_hand}, IMAGE[None])[0]
+    by_hand = {"body": body, "head": started.params["head"]}
+    expected = jax.jit(fcn_jax.FCN(**FIELDS).apply)({"params": by_hand}, IMAGE[None])
     assert logits.shape == (19, 34, 3) and logits.dtype == jnp.float32
     assert np.ptp(expected) > 1
-    np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-3)
-    np.testing.assert_array_equal(
-        fcn_jax.predict(started, IMAGE), np.argmax(logits, axis=-1)
-    )
+    np.testing.assert_allclose(logits, expected[0], rtol=1e-4, atol=1e-3)
 
 
-@pytest.mark.parametrize("file", ["fcn.safetensors", "run/model.safetensors"])
-def test_save_then_load_gives_identical_logits(params, tmp_path, file):
-    model = fcn_jax.FCN(**FIELDS, mean_rgb=(100.0, 110.0, 120.0))
-    fcn_jax.save(tmp_path / file, model, params, class_names=("sky", "road", "car"))
-    # A run directory stands for the best network of the run.
-    path = tmp_path / "run" if file.startswith("run") else tmp_path / file
-    loaded_model, loaded = fcn_jax.load(path)
-    assert loaded_model == model
-    np.testing.assert_array_equal(
-        fcn_jax.apply(loaded, IMAGE, model=loaded_model),
-        fcn_jax.apply(params, IMAGE, model=model),
-    )
+def test_mean_of_the_weights_is_the_mean_of_the_network(net, tmp_path):
+    mean = (100.0, 110.0, 120.0)
+    fcn_jax.save(tmp_path / "a", net.replace(model=net.model.clone(mean_rgb=mean)))
+    vgg16 = fcn_jax.load_vgg16(tmp_path / "a")
+    assert vgg16.mean_rgb == mean
+    started = fcn_jax.init(jax.random.key(0), vgg16=vgg16, **FIELDS)
+    assert started.model.mean_rgb == mean
 
 
 def test_load_of_a_directory_without_a_network_says_so(tmp_path):
     with pytest.raises(ValueError) as caught:
         fcn_jax.load(tmp_path)
     assert f"{tmp_path / 'model.safetensors'} is not there" in str(caught.value)
-    assert f"{tmp_path} is no run directory" in str(caught.value)
+    assert f"{tmp_path} is not a run directory" in str(caught.value)

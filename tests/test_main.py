@@ -1,7 +1,6 @@
 import json
 import subprocess
 import sys
-from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -11,11 +10,9 @@ from PIL import Image
 
 import fcn_jax
 from fcn_jax.__main__ import main
-from fcn_jax.data.sources import read_image, read_label
-from fcn_jax.evaluation.published import beside_published
-from fcn_jax.inference.buckets import predict_many
-from fcn_jax.inference.probabilities import predict_scales
-from fcn_jax.training.config import Config, Data, Model, make_model, save_config
+from fcn_jax.data.images import read_image, read_label
+from fcn_jax.network import Network
+from fcn_jax.training.config import Config, Data, Model, make_network, save_config
 
 NAMES = ("sky", "road", "car", "boat")  # The network never says "boat".
 SIZES = ((20, 33), (32, 24))
@@ -59,12 +56,14 @@ def random_params(model):
     return params
 
 
+MODEL = Model(width=1 / 16, mean_rgb=(90.0, 100.0, 110.0))
+DATA = {"num_classes": len(NAMES), "class_names": NAMES}
+
+
 @pytest.fixture(scope="module")
 def net():
-    data = Data(num_classes=len(NAMES), class_names=NAMES)
-    config = Config(model=Model(width=1 / 16, mean_rgb=(90.0, 100.0, 110.0)), data=data)
-    model = make_model(config)
-    return SimpleNamespace(config=config, model=model, params=random_params(model))
+    net = make_network(Config(model=MODEL, data=Data(**DATA)))
+    return net.replace(params=random_params(net.model))
 
 
 @pytest.fixture
@@ -82,9 +81,9 @@ def make_run(tmp_path, net):
     def make(**fields):
         run = tmp_path / "run"
         run.mkdir()
-        data = Data(**{**vars(net.config.data), **fields})
-        save_config(run / "config.json", Config(model=net.config.model, data=data))
-        fcn_jax.save(run / "model.safetensors", net.model, net.params, NAMES)
+        data = Data(**DATA | fields)
+        save_config(run / "config.json", Config(model=MODEL, data=data))
+        fcn_jax.save(run / "model.safetensors", net.replace(size=data.size))
         return run
 
     return make
@@ -96,7 +95,7 @@ def scores_by_hand(net, root, split):
     for path in (root / "images" / split).iterdir():
         labels = np.asarray(Image.open(root / "labels" / split / path.name))
         image = np.asarray(Image.open(path))
-        prediction = np.asarray(fcn_jax.predict(net.params, image, model=net.model))
+        prediction = fcn_jax.predict(net, image)
         valid = labels != 255
         np.add.at(confusion, (labels[valid], prediction[valid]), 1)
     assert (confusion[:3, :3] > 0).all()  # Or the scores would tell little.
@@ -173,7 +172,7 @@ def test_evaluate_of_an_unknown_split_names_its_folder(make_run, data, capsys):
 
 @pytest.fixture
 def weights(net, tmp_path):
-    fcn_jax.save(tmp_path / "net.safetensors", net.model, net.params)
+    fcn_jax.save(tmp_path / "net.safetensors", Network(net.params, net.model))
     return str(tmp_path / "net.safetensors")
 
 
@@ -209,7 +208,7 @@ def test_evaluate_of_weights_on_the_data_of_a_config(
     folder = out / "results" / "VOC2012" / "Segmentation" / "comp6_test_cls"
     for i in range(3):
         image = read_image(data / "images" / "test" / f"{i}.png")
-        labels = fcn_jax.predict(net.params, image, model=net.model)
+        labels = fcn_jax.predict(net, image)
         np.testing.assert_array_equal(read_label(folder / f"{i}.png"), labels)
 
 
@@ -230,23 +229,31 @@ def test_evaluate_of_weights_without_fitting_data_says_so(
     assert problem in capsys.readouterr().err
 
 
-def test_published_figures_stand_beside_those_of_a_released_network():
-    figures = {
-        "pixel_accuracy": 0.904810,
-        "mean_accuracy": 0.75,
-        "mean_iu": 0.636361,
-        "frequency_weighted_iu": None,
-    }
-    text = beside_published("fcn32s-heavy-pascal", "seg11valid", figures)
-    assert text.splitlines() == [
-        "                            here  published  difference",
-        "pixel accuracy           90.4810    90.4810     +0.0000",
-        "mean accuracy            75.0000    76.4824     -1.4824",
-        "mean IU                  63.6361    63.6261     +0.0100",
-        "frequency-weighted IU     0.0000    83.4580    -83.4580",
-    ]
-    assert beside_published("fcn32s-heavy-pascal", "val", figures) == ""
-    assert beside_published("mine.safetensors", "seg11valid", figures) == ""
+def test_evaluate_resizes_as_the_network_does_or_refuses(
+    net, config_file, data, tmp_path, capsys
+):
+    path = tmp_path / "resizing.safetensors"
+    fcn_jax.save(path, net.replace(size=(32, 32)))
+    arguments = ["evaluate", "--weights", str(path), "--config", config_file]
+    arguments += ["--config.data.num_classes=4", "--out", str(tmp_path / "out")]
+    assert main([*arguments, "--config.data.size=(32,24)"]) == 1
+    assert "resizes images to (32, 32)" in capsys.readouterr().err
+    assert main(arguments) == 0
+    printed = printed_scores(capsys.readouterr().out)
+    expected = scores_by_hand(net.replace(size=(32, 32)), data, "val")
+    accuracy = 100 * expected["pixel accuracy"]
+    assert printed["pixel accuracy"] == pytest.approx(accuracy, abs=0.0051)
+
+
+def test_run_of_an_older_version_resizes_as_its_config_says(net, make_run, tmp_path):
+    run = make_run(root="not needed", size=(24, 24))
+    fcn_jax.save(run / "model.safetensors", net)  # A file that has no size.
+    Image.fromarray(picture(1, SIZES[0])).save(tmp_path / "a.png")
+    out = tmp_path / "out"
+    command = ["predict", "--run", str(run), "--out", str(out)]
+    assert main([*command, str(tmp_path / "a.png")]) == 0
+    expected = fcn_jax.predict(net.replace(size=(24, 24)), tmp_path / "a.png")
+    np.testing.assert_array_equal(read_label(out / "a.png"), expected)
 
 
 def test_check_data_finds_the_flaw_and_its_file(config_file, data, tmp_path, capsys):
@@ -259,10 +266,18 @@ def test_check_data_finds_the_flaw_and_its_file(config_file, data, tmp_path, cap
     assert f"{flawed}: label values 77" in capsys.readouterr().out
 
 
-def test_unknown_argument_is_refused(capsys):
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["inspect", "vgg16.npy", "--fast"],
+        ["inspect", "vgg16.npy", "--config.steps=1"],
+        ["train", "--config", "a.py", "--workdir", "run", "--fast"],
+    ],
+)
+def test_unknown_argument_is_refused(arguments, capsys):
     with pytest.raises(SystemExit, match="2"):
-        main(["inspect", "vgg16.npy", "--fast"])
-    assert "unrecognized arguments: --fast" in capsys.readouterr().err
+        main(arguments)
+    assert f"unrecognized arguments: {arguments[-1]}" in capsys.readouterr().err
 
 
 COMMANDS = {
@@ -307,7 +322,7 @@ def test_predict_writes_labels_and_overlays(net, make_run, tmp_path, capsys, siz
     assert len(list(out.iterdir())) == 8
     for path in paths:
         image = read_image(path)
-        [(_, labels)] = predict_many(net.model, net.params, [(0, image)], size=size)
+        labels = fcn_jax.predict(net.replace(size=size), image)
         target = out / f"{path.stem}.png"
         with Image.open(target) as written:
             assert written.mode == "P"
@@ -327,9 +342,7 @@ def test_predict_of_weights_averages_scales_and_mirror(net, weights, tmp_path, c
     options = ["--scales", "0.5,1", "--flip", "--probabilities"]
     assert main(["predict", *arguments, *options]) == 0
     assert f"1 segmented into {out}" in capsys.readouterr().out
-    [(_, expected)] = predict_scales(
-        net.model, net.params, [(0, read_image(path))], scales=(0.5, 1.0), flip=True
-    )
+    expected = fcn_jax.probabilities(net, path, scales=(0.5, 1.0), flip=True)
     with np.load(out / "deep" / "a.npz") as file:
         np.testing.assert_allclose(file["probabilities"], expected, atol=1e-3)
     labels = read_label(out / "deep" / "a.png")
@@ -343,8 +356,8 @@ def test_export_writes_what_gives_the_labels_of_the_network(
     assert main(["export", "--weights", weights, "--out", str(path)]) == 0
     assert "checked against the network at three sizes" in capsys.readouterr().out
     image = picture(1, SIZES[0])
-    expected = fcn_jax.predict(net.params, image, model=net.model)
-    np.testing.assert_array_equal(fcn_jax.export.load(path)(image), expected)
+    expected = fcn_jax.predict(net, image)
+    np.testing.assert_array_equal(fcn_jax.load_exported(path)(image), expected)
 
 
 def test_predict_lists_unreadable_images_at_the_end(make_run, tmp_path, capsys):
@@ -368,4 +381,5 @@ def test_help_of_the_module_lists_the_commands():
     )
     assert result.returncode == 0, result.stderr
     assert "python -m fcn_jax" in result.stdout
-    assert "evaluate" in result.stdout and "predict" in result.stdout
+    for command in ("train", "evaluate", "predict", "check-data", "export"):
+        assert command in result.stdout

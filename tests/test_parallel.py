@@ -25,7 +25,13 @@ import pytest
 from fcn_jax.data.loader import prefetch_to_device, train_batches
 from fcn_jax.models.fcn import FCN
 from fcn_jax.parallel import make_parallel
-from fcn_jax.processes import initialize, is_main, part, preempted, sum_over_processes
+from fcn_jax.processes import (
+    initialize,
+    is_main,
+    preempted,
+    process_shard,
+    sum_over_processes,
+)
 from fcn_jax.training.checkpoint import Checkpoints
 from fcn_jax.training.steps import init_state, make_train_step
 
@@ -169,7 +175,7 @@ def count():
     """Prints what the processes find together."""
     found = np.array([[2**40, 1], [0, jax.process_index()]])
     print(json.dumps(sum_over_processes(found).tolist()))
-    print(json.dumps([example["name"] for example in part(Voids())]))
+    print(json.dumps([example["name"] for example in process_shard(Voids())]))
 
 
 class Processes:
@@ -279,10 +285,10 @@ def test_devices_reach_the_parameters_of_one(start, folder, expected, devices, m
         assert_close(read(f"{out}.last"), expected[model])
 
 
-def test_devices_that_take_a_batch_in_parts_reach_the_parameters_of_one(
+def test_devices_with_micro_batches_reach_the_parameters_of_one(
     start, folder, expected
 ):
-    outs = {mode: f"{folder}/{mode}-parts" for mode in ("sharded", "pmap")}
+    outs = {mode: f"{folder}/{mode}-micro" for mode in ("sharded", "pmap")}
     jobs = [("train", "fcn", *item, None, 0, STEPS, 3) for item in outs.items()]
     start(*jobs, devices=4).end()
     for out in outs.values():
@@ -296,7 +302,7 @@ def test_devices_send_each_other_nothing_but_sums(start):
 
 def test_batch_that_devices_cannot_share_is_refused_with_both_numbers(start):
     said = start(("refuse_batch", "sharded", 12), devices=8).end().text()
-    assert "batch_size = 12 cannot be split evenly over 8 devices" in said
+    assert "batch_size = 12 cannot be split evenly over 8 device(s)" in said
     assert "a multiple of 8" in said
 
 
@@ -327,9 +333,9 @@ def test_processes_count_together_and_refuse_what_they_cannot_share(start):
         assert json.loads(total) == [[3 * 2**40, 3], [0, 0 + 1 + 2]]
         names += json.loads(share)
         assert "do not start from the same state" in errors[0]
-        assert '"none" is for one process, and there are 3' in errors[1]
+        assert 'mode = "none" is for one process, but this run has 3' in errors[1]
         for error in errors[2:]:
-            assert "all images of a run must share a size" in error
+            assert "with several processes must have the same shape" in error
     assert sorted(names, key=int) == [str(i) for i in range(len(Voids()))]
 
 
@@ -396,14 +402,14 @@ def test_state_put_on_devices_is_a_copy_that_its_step_uses_up():
     jax.tree.map(np.testing.assert_array_equal, given, before)
 
 
-def test_batch_that_cannot_go_in_parts_is_refused_with_the_numbers():
-    said = "batch_size = 24 .* 1 devices .* in 5 parts .*: set a multiple of 5"
+def test_batch_that_micro_batches_cannot_share_is_refused_with_the_numbers():
+    said = "batch_size = 24 .* over 1 device.* 5 micro-batch.*: use a multiple of 5"
     with pytest.raises(ValueError, match=said):
         make_parallel("none", batch_size=24, accumulate=5)
 
 
 def test_unknown_mode_is_refused():
-    with pytest.raises(ValueError, match="parallel = 'fsdp' is not one of sharded, "):
+    with pytest.raises(ValueError, match="mode = 'fsdp' is not one of sharded, "):
         make_parallel("fsdp", batch_size=BATCH)
 
 
@@ -444,7 +450,7 @@ def test_initialize_joins_others_where_there_are_any(
         monkeypatch.setenv(name, value)
     if not joins:
         return initialize(*given)
-    with pytest.raises(ValueError, match="--num_processes=1 to one that shall run al"):
+    with pytest.raises(ValueError, match="num_processes = 1 to run this process alone"):
         initialize(*given)
 
 

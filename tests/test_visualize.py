@@ -2,15 +2,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fcn_jax.data.sources import read_label
+from fcn_jax.data.images import read_label
 from fcn_jax.visualize import (
+    class_chart,
     colorize,
     colormap,
     learning_curves,
+    legend,
     overlay,
     results_figure,
     save_image,
-    save_label_png,
+    save_labels,
 )
 
 VOID = (224, 224, 192)
@@ -19,6 +21,11 @@ VOID = (224, 224, 192)
 def row(name, height, width, *labels):
     maps = [np.full((height, width), label) for label in labels]
     return name, np.zeros((height, width, 3), np.uint8), *maps
+
+
+def colors_in(path):
+    with Image.open(path) as picture:
+        return {color for _, color in picture.convert("RGB").getcolors(2**22)}
 
 
 @pytest.mark.parametrize(
@@ -41,10 +48,10 @@ def test_colormap_of_n_colors_is_its_beginning():
     assert len(np.unique(colormap(), axis=0)) == 256
 
 
-def test_colorize_gives_void_its_color_whatever_its_value():
-    labels = np.array([[0, 1], [11, -1]])
+def test_colorize_gives_classes_and_void_their_colors():
+    labels = np.array([[0, 1], [11, 255]])
     expected = [[(0, 0, 0), (128, 0, 0)], [(192, 128, 0), VOID]]
-    np.testing.assert_array_equal(colorize(labels, ignore_label=-1), expected)
+    np.testing.assert_array_equal(colorize(labels), expected)
 
 
 @pytest.mark.parametrize("value", [-1, 256])
@@ -53,7 +60,7 @@ def test_labels_without_a_color_are_refused(value, tmp_path):
     with pytest.raises(ValueError, match=rf"in \[0, 255\], got .*{value}"):
         colorize(labels)
     with pytest.raises(ValueError, match=rf"in \[0, 255\], got .*{value}"):
-        save_label_png(tmp_path / "x.png", labels)
+        save_labels(tmp_path / "x.png", labels)
     assert not list(tmp_path.iterdir())
 
 
@@ -84,7 +91,7 @@ def test_overlay_of_other_size_is_refused():
 
 def test_label_png_holds_indices_and_the_palette(tmp_path):
     labels = np.array([[0, 1, 20], [15, 254, 255]])
-    save_label_png(tmp_path / "x.png", labels)
+    save_labels(tmp_path / "x.png", labels)
     np.testing.assert_array_equal(read_label(tmp_path / "x.png"), labels)
     with Image.open(tmp_path / "x.png") as picture:
         assert picture.mode == "P"
@@ -98,7 +105,7 @@ def test_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
     with pytest.raises(TypeError):
         save_image(path, np.zeros((2, 2, 5), np.uint8))
     with pytest.raises(ValueError):  # The palette is one of bytes.
-        save_label_png(path, np.array([[300]]))
+        save_labels(path, np.array([[300]]))
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
 
@@ -110,17 +117,16 @@ def test_results_figure_shows_the_colors_of_all_rows(tmp_path):
     results_figure(tmp_path / "results.png", rows, names)
     with Image.open(tmp_path / "results.png") as picture:
         assert max(picture.size) < 1000
-        colors = {color for _, color in picture.convert("RGB").getcolors(2**20)}
+    colors = colors_in(tmp_path / "results.png")
     assert colors >= {tuple(map(int, colormap()[i])) for i in (1, 2, 15, 20, 255)}
     assert [path.name for path in tmp_path.iterdir()] == ["results.png"]
 
 
 def test_results_figure_takes_void_and_classes_without_names(tmp_path):
     path = tmp_path / "results.png"
-    results_figure(path, [row("a", 8, 8, 11, 3)], [], ignore_label=11)
-    with Image.open(path) as picture:
-        colors = {color for _, color in picture.convert("RGB").getcolors(2**20)}
-    assert VOID in colors and (192, 128, 0) not in colors
+    results_figure(path, [row("a", 8, 8, 255, 3)], [])
+    colors = colors_in(path)
+    assert colors >= {VOID, tuple(map(int, colormap()[3]))}
 
 
 @pytest.mark.parametrize(
@@ -144,3 +150,60 @@ def test_learning_curves_take_the_last_entry_of_a_step(tmp_path):
     learning_curves(tmp_path / "twice.png", [{"step": 2, "loss": 9.0}, *once])
     first, second = ((tmp_path / f"{n}.png").read_bytes() for n in ("once", "twice"))
     assert first == second
+
+
+def test_class_chart_of_one_split_has_the_colors_of_the_classes(tmp_path):
+    shares = {"train": np.array([0.2, 0.8, 0])}
+    class_chart(tmp_path / "classes.png", shares, ["_a_", "$b$", "c" * 99])
+    colors = colors_in(tmp_path / "classes.png")
+    black, red, green = (tuple(map(int, color)) for color in colormap(3))
+    assert colors >= {black, red} and green not in colors  # Class 2 never occurs.
+    assert [path.name for path in tmp_path.iterdir()] == ["classes.png"]
+
+
+def test_class_chart_of_two_splits_has_a_color_for_each(tmp_path):
+    shares = {"train": np.array([0.2, 0.8, 0]), "_val": np.array([0.5, 0.2, 0.3])}
+    class_chart(tmp_path / "classes.png", shares, "abc")
+    assert colors_in(tmp_path / "classes.png") >= {(31, 119, 180), (255, 127, 14)}
+
+
+def test_class_chart_takes_many_classes_and_none_that_occurs(tmp_path):
+    shares = np.random.default_rng(0).random(150) ** 9
+    shares[7] = 0
+    names = [f"class {i}" for i in range(150)]
+    class_chart(tmp_path / "many.png", {"train": shares / shares.sum()}, names)
+    class_chart(tmp_path / "none.png", {"train": np.zeros(3)}, "abc")
+    with Image.open(tmp_path / "many.png") as picture:
+        assert picture.width > 1000 and picture.height > 1000
+
+
+PALETTE = ((10, 20, 30), (200, 0, 0), (0, 0, 250))
+
+
+def test_palette_colours_classes_and_leaves_void(tmp_path):
+    labels = np.array([[0, 1], [2, 255]])
+    expected = np.uint8([[PALETTE[0], PALETTE[1]], [PALETTE[2], (224, 224, 192)]])
+    np.testing.assert_array_equal(colorize(labels, PALETTE), expected)
+    image = np.zeros((2, 2, 3), np.uint8)
+    mixed = overlay(image, labels, palette=PALETTE, alpha=1.0)
+    np.testing.assert_array_equal(mixed[labels != 255], expected[labels != 255])
+    np.testing.assert_array_equal(mixed[1, 1], 0)
+    save_labels(tmp_path / "x.png", labels, PALETTE)
+    np.testing.assert_array_equal(read_label(tmp_path / "x.png"), labels)
+    with Image.open(tmp_path / "x.png") as picture:
+        np.testing.assert_array_equal(np.asarray(picture.convert("RGB")), expected)
+
+
+def test_legend_has_the_colour_of_each_class_in_order():
+    picture = legend(("sky", "a road", "pedestrian"), PALETTE)
+    assert picture.dtype == np.uint8 and picture.shape[2] == 3
+    rows = [
+        np.flatnonzero((picture == np.uint8(color)).all(axis=-1).any(axis=1))
+        for color in PALETTE
+    ]
+    assert all(len(row) > 10 for row in rows)
+    assert rows[0].max() < rows[1].min() and rows[1].max() < rows[2].min()
+    longer = legend(("sky", "a much longer name", "x"), PALETTE)
+    assert longer.shape[1] > picture.shape[1]
+    voc = legend(("background", "aeroplane"))
+    assert (voc == np.uint8((128, 0, 0))).all(axis=-1).any()

@@ -1,1 +1,1 @@
-"""Labelled images: where they come from, how they are varied and batched."""
+"""Data: sources of labelled images, their augmentation, batches and surveys."""

@@ -1,4 +1,4 @@
-"""Work done in threads ahead of its use, in order and a little at a time."""
+"""Prefetching with threads: results in order, in bounded memory."""
 
 import collections
 from collections.abc import Callable, Iterator
@@ -11,10 +11,10 @@ Result = TypeVar("Result")
 def read_ahead(
     work: Callable[[int], Result], n: int, *, threads: int = 2
 ) -> Iterator[Result]:
-    """The results of work(0), work(1), ..., work(n - 1).
+    """Compute work(0), ..., work(n - 1) in threads and yield the results in order.
 
-    At most three for each thread wait for their use, so memory stays bounded. An error
-    arrives when its result is due.
+    At most ``3 * threads`` results are queued, so memory stays bounded. An exception of
+    ``work`` is raised when its result is due.
     """
     ahead: collections.deque = collections.deque()
     with ThreadPoolExecutor(threads) as pool:
@@ -25,5 +25,5 @@ def read_ahead(
                     yield ahead.popleft().result()
             while ahead:
                 yield ahead.popleft().result()
-        finally:  # Whoever stops early need not wait for what nobody wants.
+        finally:  # If the caller stops early, the queued work is not done.
             pool.shutdown(cancel_futures=True)

@@ -1,23 +1,24 @@
-"""Pictures of coloured shapes, drawn on demand: a data set with nothing to download."""
+"""A synthetic data set: pictures of coloured shapes, drawn on demand."""
 
 import colorsys
 from collections.abc import Callable
 
 import numpy as np
 
+from fcn_jax.data.labels import VOID
+
 CLASS_NAMES = ("background", "circle", "square", "triangle", "cross")
-IGNORE_LABEL = 255
 
 
 class ShapesSource:
-    """Shapes of any size, turn and place over one another on textured backgrounds.
+    """Draw overlapping shapes of random size, rotation and place on textures.
 
-    Example i is a pure function of (split, size, i). Colours are drawn without regard
-    to the class, so that the form alone tells it. A pixel that an edge runs through
-    mixes two colours and is labelled void (255), as the outlines in PASCAL VOC are.
+    Example i is a pure function of (split, size, i). Colours do not depend on the
+    class, so only the form tells it. A pixel on an edge mixes two colours and is
+    labelled void (255), as the outlines in PASCAL VOC are.
 
     Args:
-        split: name of the split; another name gives other pictures.
+        split: name of the split. Different names give different pictures.
         size: (H, W) of every picture.
         length: number of pictures.
     """
@@ -41,17 +42,17 @@ class ShapesSource:
             outside = _place(rng, _OUTLINES[class_index - 1], *self.size)
             cover = np.clip(0.5 - outside, 0, 1)[..., None]  # Share of each pixel.
             image += cover * (_vivid_color(rng) - image)
-            label[outside < 0.5] = IGNORE_LABEL
+            label[outside < 0.5] = VOID
             label[outside <= -0.5] = class_index
         image += rng.normal(0, 6, image.shape)
         image = np.clip(np.rint(image), 0, 255).astype(np.uint8)
         return {"image": image, "label": label, "name": f"{self.split}_{i:05d}"}
 
 
-# An outline takes coordinates [H, W] about its centre and a radius, and gives how far
-# outside the outline each point lies, in pixels: for a convex polygon the greatest
-# signed distance to a side, negative within. The factors of the radius make the four
-# areas alike to within a factor of 1.3, so that no class is rare.
+# An outline function takes coordinates [H, W] relative to the centre and a radius. It
+# returns how far outside the outline each point lies, in pixels, negative inside: for a
+# convex polygon, the largest signed distance to a side. The factors of the radius make
+# the four areas equal to within a factor of 1.3, so that no class is rare.
 
 
 def _circle(x: np.ndarray, y: np.ndarray, radius: float) -> np.ndarray:
@@ -73,13 +74,13 @@ def _cross(x: np.ndarray, y: np.ndarray, radius: float) -> np.ndarray:
     return np.minimum(np.maximum(x - long, y - short), np.maximum(x - short, y - long))
 
 
-_OUTLINES = (_circle, _square, _triangle, _cross)  # As CLASS_NAMES[1:].
+_OUTLINES = (_circle, _square, _triangle, _cross)  # In the order of CLASS_NAMES[1:].
 
 
 def _place(
     rng: np.random.Generator, outline: Callable, height: int, width: int
 ) -> np.ndarray:
-    """Draws size, turn and centre; returns [H, W] pixels outside the outline."""
+    """Draw size, rotation and centre; return [H, W] pixels outside the outline."""
     radius = min(height, width) * rng.uniform(0.18, 0.34)
     cosine, sine = _direction(rng)
     y = np.arange(height)[:, None] + 0.5 - height * rng.uniform(0.12, 0.88)
@@ -88,8 +89,8 @@ def _place(
 
 
 def _background(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """Mixes two muted colours by a few waves: [H, W, 3] float in [0, 255]."""
-    waves, low, high = (  # Cycles across the picture from low to high.
+    """Mix two muted colours by a few waves: [H, W, 3] float in [0, 255]."""
+    waves, low, high = (  # Cycles across the picture, between low and high.
         (1, 0.3, 0.6),  # A gradient.
         (1, 4.0, 9.0),  # Stripes.
         (5, 0.5, 4.0),  # Clouds.

@@ -1,64 +1,60 @@
-"""A look at every image and label of a split before it is trained on."""
+"""Survey a split before training: count its classes, find broken and odd examples."""
 
 import hashlib
-from collections import Counter
+import itertools
+import operator
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
-from fcn_jax.data.labels import to_classes
+from fcn_jax.data.labels import VOID
 from fcn_jax.data.read_ahead import read_ahead
+from fcn_jax.data.sources import CheckedSource
 
-_MOST_VOID = 0.9  # Share of void pixels from which an image is suspicious.
-_MOST_OVERLAPS = 10  # Lines.
+BALANCES = ("median_frequency", "inverse_log")  # Rules of `class_weights`.
+_MAX_VOID_SHARE = 0.9  # An image with a larger share of void pixels gets a warning.
 
 
 @dataclass
 class Survey:
-    """What a split holds. Of examples that cannot be read, only ``problems`` tells.
+    """Hold what was found in a split; surveys of its parts add up with ``+=``."""
 
-    Args:
-        class_pixels: [C] int64, pixels of each class.
-        class_images: [C] int64, images in which each class occurs.
-        class_image_pixels: [C] int64, pixels of these images, void ones among them.
-        color_sums: [3] int64, sums of the red, green and blue of all pixels.
-        images: number of images, read or not.
-        void_pixels: number of pixels with the void label.
-        sizes: number of images of each (H, W).
-        names: of the images.
-        digests: of the images, the same for the same pixels.
-        problems: one line for each example that cannot be used.
-        warnings: one line for each thing that is allowed, but hardly meant.
-    """
-
-    class_pixels: np.ndarray
-    class_images: np.ndarray
-    class_image_pixels: np.ndarray
-    color_sums: np.ndarray
-    images: int = 0
+    class_pixels: np.ndarray  # [C] int64, pixels of each class.
+    class_images: np.ndarray  # [C] int64, images in which each class occurs.
+    class_image_pixels: np.ndarray  # [C] int64, pixels of those images, void included.
+    color_sums: np.ndarray  # [3] int64, sums of red, green and blue over all pixels.
+    examples: int = 0  # Usable or not.
     void_pixels: int = 0
-    sizes: Counter = field(default_factory=Counter)
+    # Of the usable examples: name, (H, W), hash of the pixels.
     names: list[str] = field(default_factory=list)
+    sizes: list[tuple[int, int]] = field(default_factory=list)
     digests: list[str] = field(default_factory=list)
+    # One line for each unusable example, and for each thing probably not intended.
     problems: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
+    def __iadd__(self, other: "Survey") -> "Survey":
+        """Add the counts and lines of more examples."""
+        for name, value in vars(other).items():
+            setattr(self, name, operator.iadd(getattr(self, name), value))
+        return self
+
     @property
     def shares(self) -> np.ndarray:
-        """[C] float, share of each class in the pixels that are not void."""
+        """Return each class's share of the labelled pixels: [C] float."""
         return self.class_pixels / max(1, self.class_pixels.sum())
 
     @property
     def void_share(self) -> float:
-        """Share of void in all pixels."""
+        """Return the share of void pixels in all pixels."""
         return self.void_pixels / max(1, self._pixels)
 
     @property
     def mean_rgb(self) -> tuple[float, float, float]:
-        """Mean colour of all pixels, in [0, 255]; black if there are none."""
+        """Return the mean colour of all pixels, in [0, 255]; black without pixels."""
         return tuple((self.color_sums / max(1, self._pixels)).tolist())
 
     @property
@@ -66,148 +62,137 @@ class Survey:
         return int(self.class_pixels.sum()) + self.void_pixels
 
 
-class _Look(NamedTuple):
-    """What an example adds to a survey: the same counts, of one image."""
-
-    name: str
-    size: tuple[int, int]
-    digest: str
-    color_sums: np.ndarray
-    class_pixels: np.ndarray
-
-
-def check_source(
-    source: Any,
-    *,
-    num_classes: int,
-    ignore_label: int = 255,
-    threads: int = 4,
-    progress: bool = True,
+def survey_source(
+    source: Any, *, num_classes: int, threads: int = 4, progress: bool = True
 ) -> Survey:
-    """Reads all of a split, whatever is wrong with it.
+    """Read and count every example of a split; record errors instead of raising them.
 
     Args:
-        source: ``__len__`` and ``__getitem__`` giving examples (fcn_jax.data.sources).
-        num_classes: C.
-        ignore_label: label of void pixels.
-        threads: that read; the result does not depend on their number.
+        source: the split, as `fcn_jax.data.sources.CheckedSource` takes it.
+        num_classes: C, at most 255.
+        threads: number of reading threads. The result does not depend on it.
         progress: whether to show a progress bar.
+
     Returns:
-        The survey, lines and names in the order of the source.
+        The survey; its names and lines are in the order of the source.
     """
+    source = CheckedSource(source, num_classes=num_classes)
 
-    def look(i: int) -> _Look | str:
+    def survey_index(i: int) -> Survey:
         try:
-            return _look(source[i], num_classes, ignore_label)
+            return _survey_example(source[i], num_classes)
         except ValueError as error:
-            return str(error)
-        except Exception as error:  # Of a source that is not ours: it may raise any.
-            return f"example {i}: {type(error).__name__}: {error}"
+            problem = str(error)
+        except Exception as error:  # A user's source may raise anything.
+            problem = f"example {i}: {type(error).__name__}: {error}"
+        return _empty(num_classes, examples=1, problems=[problem])
 
-    counts = (np.zeros(n, np.int64) for n in (num_classes,) * 3 + (3,))
-    survey = Survey(*counts, images=len(source))
-    looks = read_ahead(look, len(source), threads=threads)
-    bar = tqdm(
-        looks, desc="check", total=len(source), unit="image", disable=not progress
-    )
-    for found in bar:
-        if isinstance(found, str):
-            survey.problems.append(found)
-        else:
-            _add(survey, found)
-    survey.warnings = [*_absent(survey), *survey.warnings, *_twins(survey)]
-    return survey
+    n, total = len(source), _empty(num_classes)
+    parts = read_ahead(survey_index, n, threads=threads)
+    for part in tqdm(parts, "survey", total=n, unit="image", disable=not progress):
+        total += part
+    total.warnings = [*_absent_classes(total), *total.warnings, *_duplicates(total)]
+    return total
 
 
 def overlaps(surveys: Mapping[str, Survey]) -> list[str]:
-    """The images that two splits share, by their pixels.
-
-    Args:
-        surveys: of each split.
-    Returns:
-        A line for each image of the later split; above ten, the last counts the rest.
-    """
+    """List the images that two splits share, by their pixels: one line for each."""
     lines = []
-    splits = list(surveys)
-    for i, split in enumerate(splits):
-        for earlier in splits[:i]:
-            lines += _shared(earlier, surveys[earlier], split, surveys[split])
-    return shortened(lines, _MOST_OVERLAPS)
+    for (split_a, a), (split_b, b) in itertools.combinations(surveys.items(), 2):
+        names = dict(zip(a.digests, a.names, strict=True))
+        lines += [
+            f"{names[digest]} ({split_a}) and {name} ({split_b}) have the same pixels"
+            for name, digest in zip(b.names, b.digests, strict=True)
+            if digest in names
+        ]
+    return lines
 
 
-def report(surveys: Mapping[str, Survey], class_names: Sequence[str]) -> str:
-    """The surveys as two tables: the splits, and their classes.
+def survey_table(surveys: Mapping[str, Survey], class_names: Sequence[str]) -> str:
+    """Format surveys as two tables: of the splits, and of the classes in each."""
+    splits = [("split", "images", "read", "height x width", "mean RGB", "void")]
+    columns = [["class", *class_names]]
+    for split, survey in surveys.items():
+        counts = str(survey.examples), str(len(survey.names))
+        mean = " ".join(f"{value:.1f}" for value in survey.mean_rgb)
+        void = f"{100 * survey.void_share:.2f}%"
+        splits.append((split, *counts, _size_range(survey.sizes), mean, void))
+        columns.append([f"{split} pixels", *map(_percent, survey.shares)])
+        columns.append([f"{split} images", *map(str, survey.class_images)])
+    return "\n".join([*_aligned(zip(*splits, strict=True)), "", *_aligned(columns)])
+
+
+def class_weights(survey: Survey, balance: str) -> np.ndarray:
+    """Compute class weights for the loss, so that rare classes count more.
+
+    - "median_frequency": the median of all classes' frequencies over the frequency of
+      the class, which is its share of the pixels of the images in which it occurs.
+      Reference: Eigen and Fergus, arXiv:1411.4734; SegNet, arXiv:1511.00561.
+    - "inverse_log": 1 / ln(1.02 + share of the labelled pixels), in [1.4, 50.5].
+      Reference: ENet, Paszke et al., arXiv:1606.02147.
 
     Args:
-        surveys: of each split.
-        class_names: C names.
+        survey: survey of the training split.
+        balance: one of `BALANCES`.
+
     Returns:
-        Lines of text. Shares of classes are those of the pixels that are not void.
+        [C] float; "median_frequency" gives 0 to a class that never occurs.
+
+    Raises:
+        ValueError: if ``balance`` is unknown or no class occurs.
     """
-    splits = [("split", "images", "read", "height x width", "mean RGB", "void")]
-    for split, survey in surveys.items():
-        mean = " ".join(f"{value:.1f}" for value in survey.mean_rgb)
-        counts = (str(survey.images), str(len(survey.names)))
-        void = f"{100 * survey.void_share:.2f}%"
-        splits.append((split, *counts, _sizes(survey.sizes), mean, void))
-    classes = [("class", *(f"{s} {w}" for s in surveys for w in ("pixels", "images")))]
-    columns = []
-    for survey in surveys.values():
-        columns += [map(_percent, survey.shares), map(str, survey.class_images)]
-    classes += zip(class_names, *columns, strict=True)
-    return "\n".join([*_table(splits), "", *_table(classes)])
+    if balance not in BALANCES:
+        raise ValueError(f"balance = {balance!r} is not one of {BALANCES}")
+    if not survey.class_pixels.any():
+        raise ValueError("no class occurs in the split, so no weights can be computed")
+    if balance == "inverse_log":
+        return 1 / np.log(1.02 + survey.shares)
+    occurs = survey.class_pixels > 0
+    frequency = survey.class_pixels[occurs] / survey.class_image_pixels[occurs]
+    weights = np.zeros(len(occurs))
+    weights[occurs] = np.median(frequency) / frequency
+    return weights
 
 
-def shortened(lines: Sequence[str], most: int) -> list[str]:
-    """The first lines, and how many more there are."""
-    more = len(lines) - most
-    return [*lines[:most], f"... and {more} more"] if more > 0 else list(lines)
+def _empty(num_classes: int, **values: Any) -> Survey:
+    sizes = (num_classes, num_classes, num_classes, 3)
+    return Survey(*(np.zeros(n, np.int64) for n in sizes), **values)
 
 
-def _look(example: dict, num_classes: int, ignore_label: int) -> _Look:
+def _survey_example(example: dict, num_classes: int) -> Survey:
     image, label, name = example["image"], example["label"], example["name"]
-    if image.shape != (*label.shape, 3):
-        raise ValueError(
-            f"{name}: an image {image.shape} and its label {label.shape} must be "
-            "[H, W, 3] and [H, W]"
-        )
-    label = to_classes(label, name, num_classes=num_classes, ignore_label=ignore_label)
-    valid = label[label != ignore_label]
+    class_pixels = np.bincount(label[label != VOID], minlength=num_classes)
+    void, warnings = label.size - int(class_pixels.sum()), []
+    if void == label.size:
+        warnings = [f"{name}: all pixels are void"]
+    elif void > _MAX_VOID_SHARE * label.size:
+        warnings = [f"{name}: {100 * void / label.size:.1f}% of the pixels are void"]
     digest = hashlib.blake2b(np.ascontiguousarray(image), digest_size=16)
     digest.update(str(image.shape).encode())
-    # Whole rows first: several times as fast as a sum over pixels.
-    color_sums = image.sum(axis=0, dtype=np.int64).sum(axis=0)
-    class_pixels = np.bincount(valid, minlength=num_classes)
-    return _Look(name, label.shape, digest.hexdigest(), color_sums, class_pixels)
+    return Survey(
+        class_pixels,
+        class_images=(class_pixels > 0).astype(np.int64),
+        class_image_pixels=label.size * (class_pixels > 0),
+        # Summing over rows first is several times as fast as over all pixels at once.
+        color_sums=image.sum(axis=0, dtype=np.int64).sum(axis=0),
+        examples=1,
+        void_pixels=void,
+        names=[name],
+        sizes=[label.shape],
+        digests=[digest.hexdigest()],
+        warnings=warnings,
+    )
 
 
-def _add(survey: Survey, look: _Look) -> None:
-    pixels = look.size[0] * look.size[1]
-    void = pixels - int(look.class_pixels.sum())
-    survey.class_pixels += look.class_pixels
-    survey.class_images += look.class_pixels > 0
-    survey.class_image_pixels += np.where(look.class_pixels > 0, pixels, 0)
-    survey.color_sums += look.color_sums
-    survey.void_pixels += void
-    survey.sizes[look.size] += 1
-    survey.names.append(look.name)
-    survey.digests.append(look.digest)
-    if void == pixels:
-        survey.warnings.append(f"{look.name}: all pixels are void")
-    elif void > _MOST_VOID * pixels:
-        share = 100 * void / pixels
-        survey.warnings.append(f"{look.name}: {share:.1f}% of the pixels are void")
-
-
-def _absent(survey: Survey) -> list[str]:
+def _absent_classes(survey: Survey) -> list[str]:
     absent = np.flatnonzero(survey.class_pixels == 0).tolist()
     if not absent or not survey.names:
         return []
-    what = f"{len(absent)} of {len(survey.class_pixels)} classes never occur"
-    return [f"{what}: {', '.join(map(str, absent))}"]
+    count = f"{len(absent)} of {len(survey.class_pixels)} classes never occur"
+    return [f"{count}: {', '.join(map(str, absent))}"]
 
 
-def _twins(survey: Survey) -> list[str]:
+def _duplicates(survey: Survey) -> list[str]:
     first: dict[str, str] = {}
     lines = []
     for name, digest in zip(survey.names, survey.digests, strict=True):
@@ -217,23 +202,12 @@ def _twins(survey: Survey) -> list[str]:
     return lines
 
 
-def _shared(split_a: str, a: Survey, split_b: str, b: Survey) -> list[str]:
-    names = dict(zip(a.digests, a.names, strict=True))
-    return [
-        f"{names[digest]} ({split_a}) and {name} ({split_b}) have the same pixels"
-        for name, digest in zip(b.names, b.digests, strict=True)
-        if digest in names
-    ]
-
-
-def _sizes(sizes: Counter) -> str:
+def _size_range(sizes: Sequence[tuple[int, int]]) -> str:
     if not sizes:
         return "-"
-    low, high = np.min(list(sizes), axis=0), np.max(list(sizes), axis=0)
-    if len(sizes) == 1:
-        return f"{low[0]} x {low[1]}"
-    ranges = (f"{a}..{b}" if a < b else str(a) for a, b in zip(low, high, strict=True))
-    return f"{' x '.join(ranges)} ({len(sizes)} sizes)"
+    low, high, n = np.min(sizes, axis=0), np.max(sizes, axis=0), len(set(sizes))
+    sides = (f"{a}..{b}" if a < b else str(a) for a, b in zip(low, high, strict=True))
+    return " x ".join(sides) + (f" ({n} sizes)" if n > 1 else "")
 
 
 def _percent(share: float) -> str:
@@ -242,12 +216,10 @@ def _percent(share: float) -> str:
     return f"{100 * share:.3f}%" if share >= 1e-5 else "<0.001%"
 
 
-def _table(rows: Iterable[Sequence[str]]) -> list[str]:
-    """Lines of columns, the first flush left and the others right."""
-    rows = list(rows)
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = []
-    for first, *others in rows:
-        cells = [f"{c:>{w}}" for c, w in zip(others, widths[1:], strict=True)]
-        lines.append("  ".join([f"{first:<{widths[0]}}", *cells]))
-    return lines
+def _aligned(columns: Iterable[Sequence[str]]) -> list[str]:
+    """Return the lines of a table: the first column flush left, the others right."""
+    padded: list[list[str]] = []
+    for column in columns:
+        align, width = str.rjust if padded else str.ljust, max(map(len, column))
+        padded.append([align(cell, width) for cell in column])
+    return ["  ".join(cells) for cells in zip(*padded, strict=True)]

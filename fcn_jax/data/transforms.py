@@ -1,12 +1,14 @@
-"""Pure functions over an example, ``{"image", "label", ...}``.
+"""Transforms: pure functions from example to example.
 
-``image`` is [H, W, 3] uint8 RGB and ``label`` [H, W] int32, and so they stay; other
-entries pass through. Sizes are (H, W). A transform draws from the generator it is
-given and from nothing else.
+An example is a dict. Its "image" is [H, W, 3] uint8 RGB and its "label" [H, W] int32,
+before and after each transform; other entries pass through. Sizes are (H, W). Random
+transforms draw only from the generator they are given.
 """
 
 import numpy as np
 from PIL import Image
+
+from fcn_jax.data.labels import VOID
 
 _ALL = np.s_[:, :]
 
@@ -14,14 +16,17 @@ _ALL = np.s_[:, :]
 def resize(
     example: dict, size: tuple[int, int], part: tuple[slice, slice] = _ALL
 ) -> dict:
-    """Resizes the image bilinearly (antialiased when it shrinks), the label by nearest.
+    """Resize the image bilinearly (antialiased when it shrinks), the label by nearest.
 
-    Both sample at pixel centres, so a label stays under its pixels.
+    Both are sampled at pixel centres, so labels stay aligned with their pixels.
 
     Args:
-        example: see the module.
-        size: (H, W) wanted.
-        part: rows and columns of the resized example to make, by default all.
+        example: the example.
+        size: (H, W) to resize to.
+        part: rows and columns of the resized example to compute, by default all.
+
+    Raises:
+        ValueError: if ``size`` is not two positive integers.
     """
     image, label = resize_image(example["image"], size, part), example["label"]
     rows, columns = (
@@ -34,7 +39,7 @@ def resize(
 def resize_image(
     image: np.ndarray, size: tuple[int, int], part: tuple[slice, slice] = _ALL
 ) -> np.ndarray:
-    """Resizes [H, W, 3] uint8 to (h, w) as `resize` does."""
+    """Resize an image [H, W, 3] uint8 as `resize` does."""
     height, width = _checked(size)
     top, bottom, _ = part[0].indices(height)
     left, right, _ = part[1].indices(width)
@@ -55,7 +60,7 @@ def resize_image(
 def random_scale(
     example: dict, rng: np.random.Generator, low: float, high: float
 ) -> dict:
-    """Resizes both sides by one factor, uniform in [low, high]."""
+    """Resize both sides by one random factor, uniform in [low, high]."""
     return resize(example, _random_size(example["label"].shape, rng, low, high))
 
 
@@ -65,21 +70,20 @@ def random_crop(
     size: tuple[int, int],
     *,
     scaled: tuple[int, int] | None = None,
-    ignore_label: int,
     mean_rgb: tuple[float, float, float],
 ) -> dict:
-    """Cuts out a window of ``size`` at a random place.
+    """Crop a window of ``size`` at a random place.
 
-    Along a side where the image is the smaller, it lies at a random place inside the
-    window; the rest is mean-coloured (zero to the network) and void.
+    Along a side where the image is smaller than the window, it lies at a random place
+    inside the window. The rest of the window is mean-coloured (zero to the network) and
+    void.
 
     Args:
-        example: see the module.
-        rng: draws the place.
+        example: the example.
+        rng: generator that draws the place.
         size: (H, W) of the window.
-        scaled: (H, W) to resize to first; only what the window shows is made.
-        ignore_label: label of the pixels around the image.
-        mean_rgb: their colour, RGB in [0, 255].
+        scaled: (H, W) to resize to first; only the pixels in the window are computed.
+        mean_rgb: colour of the pixels around the image, RGB in [0, 255].
     """
     shape = example["label"].shape
     scaled = scaled or shape
@@ -90,37 +94,14 @@ def random_crop(
         part = np.s_[max(top, 0) : top + size[0], max(left, 0) : left + size[1]]
         example = resize(example, scaled, part)
         top, left = min(top, 0), min(left, 0)
-    return _window(example, top, left, size, ignore_label, mean_rgb)
+    return _window(example, top, left, size, mean_rgb)
 
 
 def random_flip(example: dict, rng: np.random.Generator) -> dict:
-    """Mirrors left and right, every other time on average."""
+    """Mirror image and label left to right with probability 1/2."""
     if rng.random() < 0.5:
         return example
     return example | {key: example[key][:, ::-1] for key in ("image", "label")}
-
-
-def pad(
-    example: dict,
-    size: tuple[int, int],
-    *,
-    ignore_label: int,
-    mean_rgb: tuple[float, float, float],
-) -> dict:
-    """Pads below and on the right with mean-coloured pixels and void.
-
-    Args:
-        example: see the module.
-        size: (H, W) wanted.
-        ignore_label: label of the new pixels.
-        mean_rgb: their colour, RGB in [0, 255].
-    Raises:
-        ValueError: if the image is larger than ``size``.
-    """
-    height, width = example["label"].shape
-    if height > size[0] or width > size[1]:
-        raise ValueError(f"cannot pad an image of {height}x{width} to size {size}")
-    return _window(example, 0, 0, size, ignore_label, mean_rgb)
 
 
 def augment(
@@ -131,20 +112,18 @@ def augment(
     scale: tuple[float, float],
     crop: tuple[int, int] | tuple[()],
     flip: bool,
-    ignore_label: int,
     mean_rgb: tuple[float, float, float],
 ) -> dict:
-    """Resizes, scales, crops and flips, in this order, for training.
+    """Resize, scale, crop and flip, in this order, for training.
 
     Args:
-        example: see the module.
-        rng: draws scale, crop and flip.
-        size: (H, W) to resize to first; () leaves the image's own.
-        scale: (low, high) factors of ``random_scale``; (1, 1) for none.
-        crop: (H, W) of ``random_crop``; () for none.
-        flip: whether to mirror at random.
-        ignore_label: label of pixels beyond the image.
-        mean_rgb: colour of pixels beyond the image, RGB in [0, 255].
+        example: the example.
+        rng: generator that draws scale, crop and flip.
+        size: (H, W) to resize to first; () keeps the size of the image.
+        scale: (low, high), the factors of `random_scale`; (1, 1) for none.
+        crop: (H, W) of `random_crop`; () for none.
+        flip: whether to apply `random_flip`.
+        mean_rgb: colour of pixels outside the image, RGB in [0, 255].
     """
     if size:
         example = resize(example, size)
@@ -156,7 +135,6 @@ def augment(
             rng,
             crop,
             scaled=_random_size(shape, rng, *scale) if scales else None,
-            ignore_label=ignore_label,
             mean_rgb=mean_rgb,
         )
     elif scales:
@@ -169,14 +147,13 @@ def _window(
     top: int,
     left: int,
     size: tuple[int, int],
-    ignore_label: int,
     mean_rgb: tuple[float, float, float],
 ) -> dict:
-    """Views ``example`` through a window whose corner may lie outside it."""
+    """Cut out a window whose corner may lie outside the example."""
     height, width = size
     row = np.tile(np.rint(mean_rgb).astype(np.uint8), width)
     image = np.tile(row, (height, 1)).reshape(height, width, 3)  # Faster than by pixel.
-    label = np.full((height, width), ignore_label, np.int32)
+    label = np.full((height, width), VOID, np.int32)
     source = np.s_[max(top, 0) : top + height, max(left, 0) : left + width]
     seen = example["label"][source]
     target = np.s_[max(-top, 0) :, max(-left, 0) :]
@@ -186,8 +163,8 @@ def _window(
 
 
 def _nearest(old: int, new: int) -> np.ndarray:
-    """Index [new] of the old pixel that holds each new centre, (i + 1/2) old / new."""
-    return (2 * np.arange(new) + 1) * old // (2 * new)
+    """Return [new] indices of the old pixels under the new centres."""
+    return (2 * np.arange(new) + 1) * old // (2 * new)  # (i + 1/2) old / new
 
 
 def _random_size(

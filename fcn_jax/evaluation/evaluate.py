@@ -1,77 +1,119 @@
 """One pass over a split: every image at its full size into one confusion matrix."""
 
-from collections.abc import Callable, Collection, Iterable, Iterator
-from typing import Any
+import dataclasses
+import math
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
 
 from fcn_jax.data.read_ahead import read_ahead
-from fcn_jax.evaluation.metrics import confusion_matrix
+from fcn_jax.data.sources import CheckedSource
+from fcn_jax.evaluation.metrics import confusion_matrix, iu_per_class, summarize
+from fcn_jax.inference.predict import predict_many
+from fcn_jax.network import Network, as_network
 
-Predict = Callable[[Iterable[tuple[int, np.ndarray]]], Iterable[tuple[int, np.ndarray]]]
-Kept = tuple[str, np.ndarray, np.ndarray, np.ndarray]
+
+class Example(NamedTuple):
+    """An image with its label and the network's prediction, all of one size."""
+
+    name: str
+    image: np.ndarray
+    label: np.ndarray
+    prediction: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """The result of a network on a split.
+
+    Attributes:
+        confusion: [C, C] int64, ``confusion[true, predicted]`` in pixels.
+        class_names: C names.
+        examples: some images of the split with their predictions, for pictures.
+    """
+
+    confusion: np.ndarray
+    class_names: tuple[str, ...]
+    examples: tuple[Example, ...] = ()
+
+    @property
+    def figures(self) -> dict[str, Any]:
+        """The four metrics and the IU of each class, ready for JSON.
+
+        "pixel_accuracy", "mean_accuracy", "mean_iu", "frequency_weighted_iu" in [0, 1],
+        and "iu": {class name: IU}. None stands for what no pixel tells.
+        """
+        figures = {k: _or_none(v) for k, v in summarize(self.confusion).items()}
+        per_class = map(_or_none, iu_per_class(self.confusion))
+        return figures | {"iu": dict(zip(self.class_names, per_class, strict=True))}
 
 
 def evaluate(
-    predict: Predict,
+    net: Network,
     source: Any,
     *,
-    num_classes: int,
-    ignore_label: int = 255,
-    keep: Collection[int] = (),
+    batch_size: int = 0,
+    examples: int = 0,
     save: Callable[[str, np.ndarray], None] | None = None,
     progress: bool = True,
-) -> tuple[np.ndarray, list[Kept]]:
-    """Compares the predictions for all images of a source with their labels.
+) -> Evaluation:
+    """Compare the predictions for all images of a source with their labels.
 
     Args:
-        predict: takes pairs of a number and an image [H, W, 3] uint8, gives pairs of
-            the number and labels [H, W], in any order.
-        source: ``__len__`` and ``__getitem__`` giving examples (fcn_jax.data.sources).
-        num_classes: C.
-        ignore_label: label of void pixels, which do not count.
-        keep: indices of the examples to return, for pictures.
-        save: is given the name and the labels of each prediction.
+        net: the network.
+        source: anything with ``__len__`` and ``__getitem__(i)`` that gives (image,
+            label), or a dict with "image", "label" and perhaps "name": an image
+            [H, W, 3] uint8 RGB, and a label [H, W] of integers in [0, C), or 255 where
+            the pixel does not count.
+        batch_size: as for `predict_many`.
+        examples: how many examples to return, spread evenly over the source.
+        save: is called with the name and the labels of each prediction.
         progress: whether to show a progress bar.
+
     Returns:
-        confusion: [C, C] int64, ``confusion[true, predicted]`` in pixels.
-        kept: (name, image, label, prediction) of each index of ``keep``, in the order
-            of the source.
+        The confusion matrix and what follows from it.
+
     Raises:
-        ValueError: if a prediction has not the shape of its label or is out of range;
-            errors of the source pass through.
+        ValueError: if ``net`` is not a `Network`, or an example is none of the above,
+            naming it.
+
+    Example::
+
+        figures = fcn_jax.evaluate(net, [(image, label)]).figures
+        print(figures["mean_iu"])
     """
-    confusion = np.zeros((num_classes, num_classes), np.int64)
-    kept, waiting = {}, {}
+    net = as_network(net)
+    classes = net.model.num_classes
+    source = CheckedSource(source, num_classes=classes)
+    keep, waiting, kept = set(_spread(len(source), examples)), {}, {}
+    confusion = np.zeros((classes, classes), np.int64)
 
     def images() -> Iterator[tuple[int, np.ndarray]]:
         for i, example in enumerate(read_ahead(source.__getitem__, len(source))):
             waiting[i] = example
             yield i, example["image"]
 
-    bar = tqdm(
-        predict(images()),
-        desc="evaluate",
-        total=len(source),
-        unit="image",
-        disable=not progress,
-    )
+    results = predict_many(net, images(), batch_size=batch_size, progress=progress)
+    bar = tqdm(results, "evaluate", len(source), unit="image", disable=not progress)
     for i, prediction in bar:
-        example = waiting.pop(i)
-        image, label, name = example["image"], example["label"], example["name"]
-        prediction = np.asarray(prediction)
-        confusion += confusion_matrix(
-            label, prediction, num_classes=num_classes, ignore_label=ignore_label
-        )
+        image, label, name = (waiting[i][key] for key in ("image", "label", "name"))
+        del waiting[i]
+        confusion += confusion_matrix(label, prediction, num_classes=classes)
         if save:
             save(name, prediction)
         if i in keep:
-            kept[i] = (name, image, label, prediction)
-    return confusion, [kept[i] for i in sorted(kept)]
+            kept[i] = Example(name, image, label, prediction)
+    return Evaluation(confusion, net.names, tuple(kept[i] for i in sorted(kept)))
 
 
-def spread(n: int, k: int) -> list[int]:
-    """The middles of ``k`` equal parts of ``range(n)``; all of it if it is shorter."""
+def _spread(n: int, k: int) -> list[int]:
+    """Return the middles of ``k`` equal parts of ``range(n)``, or all of it."""
     k = min(n, k)
     return [(2 * i + 1) * n // (2 * k) for i in range(k)]
+
+
+def _or_none(value: float) -> float | None:
+    """Return None for NaN, which is not JSON."""
+    return None if math.isnan(value) else float(value)

@@ -1,19 +1,12 @@
-"""The figures of an evaluation as a dictionary, a table and files."""
+"""The figures of an evaluation as a table, as files, and beside published ones."""
 
 import csv
-import functools
-import math
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from fcn_jax.evaluation.evaluate import Kept, evaluate, spread
-from fcn_jax.evaluation.metrics import iu_per_class, summarize
+from fcn_jax.evaluation.evaluate import Evaluation
 from fcn_jax.files import replacing, write_json
-from fcn_jax.inference.buckets import predict_many
-from fcn_jax.models.fcn import FCN
+from fcn_jax.network import Palette
 from fcn_jax.visualize import results_figure
 
 RESULT_ROWS = 10  # Examples shown in the picture of the results.
@@ -24,60 +17,19 @@ SCORES = {
     "frequency_weighted_iu": "frequency-weighted IU",
 }
 
-
-def judge(
-    model: FCN,
-    params: dict[str, Any],
-    source: Any,
-    class_names: Sequence[str],
-    *,
-    ignore_label: int,
-    size: tuple[int, int] | tuple[()],
-    save: Callable[[str, np.ndarray], None] | None = None,
-    progress: bool = True,
-) -> tuple[np.ndarray, list[Kept]]:
-    """Evaluates a network on a split, with examples for the picture of its results.
-
-    Args:
-        model: the network.
-        params: of the model.
-        source: the split (fcn_jax.data.sources).
-        class_names: C names.
-        ignore_label: label of void pixels.
-        size: (h, w) that the network sees each image at; () for the image's own.
-        save: is given the name and the labels of each prediction.
-        progress: whether to show a progress bar.
-    Returns:
-        The confusion matrix, for `report`, and the examples that `evaluate` kept.
-    """
-    return evaluate(
-        functools.partial(predict_many, model, params, size=size, progress=progress),
-        source,
-        num_classes=len(class_names),
-        ignore_label=ignore_label,
-        keep=spread(len(source), RESULT_ROWS),
-        save=save,
-        progress=progress,
-    )
-
-
-def report(confusion: np.ndarray, class_names: Sequence[str]) -> dict[str, Any]:
-    """The four metrics and the IU of each class, ready for JSON.
-
-    Args:
-        confusion: [C, C] int64, ``confusion[true, predicted]`` in pixels.
-        class_names: C names.
-    Returns:
-        "pixel_accuracy", "mean_accuracy", "mean_iu", "frequency_weighted_iu" in [0, 1],
-        and "iu": {class name: IU, None for a class that does not occur}.
-    """
-    per_class = zip(class_names, iu_per_class(confusion), strict=True)
-    figures = {**summarize(confusion), "iu": dict(per_class)}
-    return _without_nan(figures)
+# The released networks on seg11valid, in per cent, in the order of SCORES. Reference:
+# the README of github.com/shelhamer/fcn.berkeleyvision.org.
+PUBLISHED_SPLIT = "seg11valid"
+PUBLISHED_FIGURES = {
+    "fcn32s-heavy-pascal": (90.4810, 76.4824, 63.6261, 83.4580),
+    "fcn16s-heavy-pascal": (90.9971, 78.0710, 65.0050, 84.2614),
+    "fcn8s-heavy-pascal": (91.2212, 77.6146, 65.5126, 84.5445),
+    "fcn8s-atonce-pascal": (91.1288, 78.4979, 65.3998, 84.4326),
+}
 
 
 def table(figures: dict[str, Any]) -> str:
-    """The figures of `report` as lines to print, in per cent."""
+    """Return the figures of an `Evaluation` as lines to print, in per cent."""
 
     def percent(value: float | None) -> str:
         return "     -" if value is None else f"{100 * value:6.2f}"
@@ -88,44 +40,59 @@ def table(figures: dict[str, Any]) -> str:
     return "\n".join(f"{name:<{width}} {percent(value)}" for name, value in rows)
 
 
-def write_confusion(
-    path: Path, confusion: np.ndarray, class_names: Sequence[str]
-) -> None:
-    """Writes a confusion matrix as CSV, a row for each true class, in pixels."""
+def beside_published(name: str, split: str, figures: dict[str, Any]) -> str:
+    """Return the four figures of a released network beside the published ones.
+
+    Args:
+        name: of the network, as in `PUBLISHED_FIGURES`.
+        split: that was evaluated.
+        figures: of an `Evaluation`.
+
+    Returns:
+        Lines to print, or "" where nothing was published.
+    """
+    if name not in PUBLISHED_FIGURES or split != PUBLISHED_SPLIT:
+        return ""
+    lines = [f"{'':<23}{'here':>9}{'published':>11}{'difference':>12}"]
+    published = zip(SCORES.items(), PUBLISHED_FIGURES[name], strict=True)
+    for (score, title), there in published:
+        here = 100 * (figures[score] or 0.0)
+        lines.append(f"{title:<23}{here:9.4f}{there:11.4f}{here - there:+12.4f}")
+    return "\n".join(lines)
+
+
+def write_confusion(path: Path, evaluation: Evaluation) -> None:
+    """Write a confusion matrix as CSV, a row for each true class, in pixels."""
+    names, confusion = evaluation.class_names, evaluation.confusion
     with replacing(path) as unfinished, open(unfinished, "w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["true \\ predicted", *class_names])
-        for name, row in zip(class_names, confusion.tolist(), strict=True):
+        writer.writerow(["true \\ predicted", *names])
+        for name, row in zip(names, confusion.tolist(), strict=True):
             writer.writerow([name, *row])
 
 
 def write_report(
     folder: Path,
-    figures: dict[str, Any],
-    rows: Sequence[Kept],
-    class_names: Sequence[str],
+    evaluation: Evaluation,
     *,
-    ignore_label: int,
+    palette: Palette = (),
     suffix: str = "",
+    **extra: Any,
 ) -> None:
-    """Writes metrics.json and results.png, ``suffix`` before the dot.
+    """Write metrics.json and results.png.
 
     Args:
-        folder: where to.
-        figures: of `report`, and what else belongs to them.
-        rows: the examples that `evaluate` kept.
-        class_names: C names.
-        ignore_label: label of void pixels.
-        suffix: tells several evaluations in one folder apart.
+        folder: where to write.
+        evaluation: with the examples to show.
+        palette: one RGB colour for each class, or () for VOC's colours.
+        suffix: comes before the dot, to tell several evaluations in one folder apart.
+        extra: other entries of metrics.json, such as the step.
     """
-    write_json(folder / f"metrics{suffix}.json", figures)
+    # The picture first: metrics.json tells that the report is complete.
     results_figure(
-        folder / f"results{suffix}.png", rows, class_names, ignore_label=ignore_label
+        folder / f"results{suffix}.png",
+        evaluation.examples,
+        evaluation.class_names,
+        palette=palette,
     )
-
-
-def _without_nan(value: Any) -> Any:
-    """NaN is no JSON; None says that there was nothing to measure."""
-    if isinstance(value, dict):
-        return {key: _without_nan(item) for key, item in value.items()}
-    return None if math.isnan(value) else float(value)
+    write_json(folder / f"metrics{suffix}.json", extra | evaluation.figures)

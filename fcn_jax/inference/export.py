@@ -11,7 +11,7 @@ import contextlib
 import dataclasses
 import json
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -22,10 +22,11 @@ from flax.traverse_util import unflatten_dict
 from jax import export as jax_export
 
 from fcn_jax.files import replacing
-from fcn_jax.inference.image import Array, as_batch
+from fcn_jax.inference.inputs import AnyImage, as_batch
 from fcn_jax.inference.predict import apply
-from fcn_jax.models.fcn import FCN
+from fcn_jax.inference.resize import resize
 from fcn_jax.models.geometry import body_extents
+from fcn_jax.network import Network, Palette
 from fcn_jax.weights.load import arrays_of
 
 OUTPUTS = ("labels", "logits")
@@ -39,31 +40,36 @@ _TOLERANCE = 1e-4  # of the largest logit
 
 
 @dataclasses.dataclass(frozen=True)
-class Artefact:
-    """A network read from its file, to call on images.
+class ExportedNetwork:
+    """A network read from its exported file, to call on images.
 
     Compiled once for each image size.
 
     Attributes:
         output: "labels" or "logits".
-        class_names: one for each class, or none.
+        class_names: one for each class, or ().
+        palette: one RGB colour for each class, or ().
     """
 
     output: str
     class_names: tuple[str, ...]
-    _call: Callable[[Array], jax.Array]
+    palette: Palette
+    _call: Callable[[Any], jax.Array]
 
-    def __call__(self, image: Array) -> np.ndarray:
-        """Runs the network.
+    def __call__(self, image: AnyImage) -> np.ndarray:
+        """Run the network.
 
         Args:
-            image: [H, W, 3] or [B, H, W, 3] uint8, RGB.
+            image: [H, W, 3] or [B, H, W, 3] uint8, RGB; a PIL image; or the path of an
+                image file.
+
         Returns:
             labels [H, W] or [B, H, W] int32; or logits [H, W, C] or [B, H, W, C]
             float32.
+
         Raises:
-            ValueError: if ``image`` is not such an array, or if there is no device of
-                the platforms that the network was exported for.
+            ValueError: if ``image`` is anything else, or if there is no device of the
+                platforms that the network was exported for.
         """
         dtype = getattr(image, "dtype", np.uint8)
         if dtype != np.uint8:
@@ -75,31 +81,30 @@ class Artefact:
 
 def export(
     path: str | Path,
-    model: FCN,
-    params: Mapping[str, Any],
+    net: Network,
     *,
     output: str = "labels",
     platforms: Sequence[str] = ("cpu", "cuda"),
-    class_names: Sequence[str] = (),
 ) -> None:
-    """Writes a network as a file that JAX runs without this package.
+    """Write a network as a file that JAX runs without this package.
 
-    The file is read again and compared with the network at three sizes of image,
-    before it appears under its name. Missing parent directories are made.
+    The file takes uint8 images of any batch, height and width, and does all that
+    `fcn_jax.predict` does, resizing to ``net.size`` and back included. It is read again
+    and compared with the network at three sizes of image, before it appears under its
+    name. Missing parent directories are made.
 
     Args:
         path: the file to write.
-        model: the network; its ``dtype`` is not kept, the file computes in float32.
-        params: its parameters; arrays that the network does not use are left out.
+        net: the network. The ``dtype`` of its model is not kept: the file computes in
+            float32. Arrays that the network does not use are left out.
         output: "labels", the class of every pixel, or "logits".
         platforms: that the file is to run on: "cpu", "cuda", "rocm", "tpu". The
             comparison runs on the first that this machine has.
-        class_names: one for each class, or none.
+
     Raises:
-        ValueError: if ``output`` or ``platforms`` are unknown, if this machine has none
-            of ``platforms``, if ``class_names`` are not one for each class, if
-            ``params`` do not fit ``model``, or if the file does not compute what the
-            network does.
+        ValueError: if ``net`` is not a `Network` or its parameters do not fit its
+            model, if ``output`` or ``platforms`` are unknown, if this machine has none
+            of ``platforms``, or if the file does not compute what the network does.
     """
     if output not in OUTPUTS:
         raise ValueError(f"output = {output!r} is not one of {', '.join(OUTPUTS)}")
@@ -107,21 +112,19 @@ def export(
         raise ValueError(
             f"platforms = {tuple(platforms)} are not all of {', '.join(PLATFORMS)}"
         )
-    if class_names and len(class_names) != model.num_classes:
-        raise ValueError(
-            f"class_names has {len(class_names)} names for {model.num_classes} "
-            "classes; pass one for each class, or none"
-        )
-    model = model.clone(dtype=jnp.float32)
-    arrays, device = arrays_of(model, params), _device(platforms)
+    arrays, device = arrays_of(net), _device(platforms)
+    net = net.replace(
+        params=unflatten_dict(arrays, sep="/"), model=net.model.clone(dtype=jnp.float32)
+    )
     metadata = {
         "format": _FORMAT,
         "version": _VERSION,
         "output": output,
-        "class_names": list(class_names),
+        "class_names": net.class_names,
+        "palette": net.palette,
         "jax": jax.__version__,
     }
-    program = _program(model, arrays, output, platforms)
+    program = _program(net, arrays, output, platforms)
     content = {
         "metadata": np.array(json.dumps(metadata)),
         "program": np.frombuffer(program, np.uint8),
@@ -130,37 +133,41 @@ def export(
         with open(unfinished, "wb") as file:  # np.savez would add an ending to a name
             np.savez(file, **content, **arrays)
         with jax.default_device(device):
-            _check(load(unfinished), model, arrays)
+            _compare(load_exported(unfinished), net)
 
 
-def load(path: str | Path) -> Artefact:
-    """Reads a file of `export`.
+def load_exported(path: str | Path) -> ExportedNetwork:
+    """Read a file of `export`.
 
-    It holds a program, so take it from whom you trust; a pickle is never run.
+    The file holds a program: load only what you trust. A pickle is never run.
 
     Args:
         path: the file.
+
     Returns:
         A function of images, on the default device.
+
     Raises:
-        ValueError: if the file is none of `export`, damaged, or of another version.
+        ValueError: if `export` did not write the file, or it is damaged or of another
+            version.
         OSError: if there is no such file.
 
     Example::
 
-        labels = load("fcn.npz")(np.asarray(Image.open("cat.jpg").convert("RGB")))
+        labels = fcn_jax.load_exported("fcn.npz")("cat.jpg")
     """
     with open(path, "rb") as file:
         try:
             metadata, program, arrays = _read(file)
+            output, names = metadata["output"], tuple(metadata["class_names"])
+            palette = tuple(map(tuple, metadata.get("palette", ())))
         except Exception as error:  # Garbled bytes end in errors of every kind.
             raise ValueError(
                 f"{path} cannot be read as a file of fcn_jax.export (this is JAX "
                 f"{jax.__version__}): {error}"
             ) from error
-    output, names = metadata["output"], tuple(metadata["class_names"])
     weights, call = jax.device_put(arrays), jax.jit(program.call)
-    return Artefact(output, names, lambda batch: call(weights, batch))
+    return ExportedNetwork(output, names, palette, lambda batch: call(weights, batch))
 
 
 def _device(platforms: Sequence[str]) -> jax.Device:
@@ -175,41 +182,46 @@ def _device(platforms: Sequence[str]) -> jax.Device:
 
 
 def _program(
-    model: FCN, arrays: dict[str, np.ndarray], output: str, platforms: Sequence[str]
+    net: Network, arrays: dict[str, np.ndarray], output: str, platforms: Sequence[str]
 ) -> bytearray:
-    """Traces and serialises ``(arrays, image) -> labels or logits``."""
+    """Trace and serialise ``(arrays, image) -> labels or logits``."""
 
     def run(arrays: dict[str, jax.Array], image: jax.Array) -> jax.Array:
         params = unflatten_dict(arrays, sep="/")
-        logits = model.apply({"params": params}, image)
+        seen = resize(image, net.size) if net.size else image
+        logits = net.model.apply({"params": params}, seen)
+        logits = resize(logits, image.shape[1:3]) if net.size else logits
         if output == "logits":
             return logits
         return jnp.argmax(logits, axis=-1).astype(jnp.int32)
 
-    image = jax.ShapeDtypeStruct(_any_image(model.geometry == "caffe"), jnp.uint8)
+    image = jax.ShapeDtypeStruct(_any_image(net), jnp.uint8)
     exported = jax_export.export(jax.jit(run), platforms=platforms)
     return exported(jax.eval_shape(lambda: arrays), image).serialize()
 
 
-def _any_image(caffe: bool) -> tuple:
-    """The shape of images with symbols for batch, height and width."""
+def _any_image(net: Network) -> tuple:
+    """Return the shape of images with symbols for batch, height and width."""
     b, h, w = jax_export.symbolic_shape("b, h, w")
+    if net.size:
+        return b, h, w, 3
+    caffe = net.model.geometry == "caffe"
     rows, cols = (body_extents(side, caffe=caffe)["fc7"] for side in (h, w))
-    # What JAX cannot tell by itself of an unpadded fc6: that its map is not empty.
+    # JAX cannot tell by itself that the map of an unpadded fc6 is not empty.
     known = f"{b * rows * cols} >= 1"
     return jax_export.symbolic_shape("b, h, w, 3", constraints=[known])
 
 
-def _check(artefact: Artefact, model: FCN, arrays: dict[str, np.ndarray]) -> None:
-    """Compares a file, read again, with the network.
+def _compare(exported: ExportedNetwork, net: Network) -> None:
+    """Compare a file, read again, with the network.
 
-    Labels may differ where two logits are as good as equal.
+    Labels may differ where two logits are equal to rounding.
     """
-    params, rng = unflatten_dict(arrays, sep="/"), np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     for shape in _CHECKS:
         image = rng.integers(0, 256, (*shape, 3), np.uint8)
-        logits, found = np.asarray(apply(params, image, model=model)), artefact(image)
-        if artefact.output == "logits":
+        logits, found = np.asarray(apply(net, image)), exported(image)
+        if exported.output == "logits":
             error = np.abs(found - logits)
         else:
             chosen = np.take_along_axis(logits, found[..., None], axis=-1)
@@ -225,7 +237,7 @@ def _check(artefact: Artefact, model: FCN, arrays: dict[str, np.ndarray]) -> Non
 def _read(file: BinaryIO) -> tuple[dict, jax_export.Exported, dict[str, np.ndarray]]:
     """Metadata, program and parameters of a file."""
     if not zipfile.is_zipfile(file):
-        raise ValueError("it is no whole .npz")
+        raise ValueError("it is not a whole .npz")
     file.seek(0)
     with np.load(file, allow_pickle=False) as content:
         arrays = {name: content[name] for name in content.files}

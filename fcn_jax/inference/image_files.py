@@ -1,32 +1,32 @@
 """Image files in, label files out."""
 
-import functools
 import glob
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
+from fcn_jax.data.images import image_suffixes, read_image
 from fcn_jax.data.read_ahead import read_ahead
-from fcn_jax.data.sources import image_suffixes, read_image
 from fcn_jax.files import replacing
-from fcn_jax.inference.buckets import predict_many
-from fcn_jax.inference.probabilities import predict_scales
-from fcn_jax.models.fcn import FCN
-from fcn_jax.visualize import overlay, save_image, save_label_png
+from fcn_jax.inference.predict import predict_many
+from fcn_jax.inference.probabilities import probabilities_many
+from fcn_jax.network import Network, as_network
+from fcn_jax.visualize import overlay, save_image, save_labels
 
 
 def find_images(paths: Sequence[str | Path]) -> dict[Path, Path]:
-    """The images that files, folders and patterns stand for.
+    """Return the images that files, folders and patterns stand for.
 
     Args:
         paths: files, folders (all images in them and below), or patterns such as
             "photos/**/*.jpg".
+
     Returns:
         {image: the name of its result, less suffix, relative to the folder of results}:
         the path below a folder, or a file's own name.
+
     Raises:
         ValueError: if a folder or a pattern holds no image.
     """
@@ -49,51 +49,56 @@ def find_images(paths: Sequence[str | Path]) -> dict[Path, Path]:
 
 
 def predict_files(
-    model: FCN,
-    params: dict[str, Any],
+    net: Network,
     paths: Sequence[str | Path],
     out: str | Path,
     *,
-    size: tuple[int, int] | tuple[()] = (),
     batch_size: int = 0,
     scales: Sequence[float] = (1.0,),
     flip: bool = False,
     probabilities: bool = False,
 ) -> tuple[int, list[tuple[Path, str]]]:
-    """Writes NAME.png, an index PNG, and NAME_overlay.png for each image NAME.*.
+    """Write NAME.png, an index PNG, and NAME_overlay.png for each image NAME.*.
 
     Args:
-        model: the network.
-        params: of the model.
+        net: the network; its palette colours both.
         paths: as `find_images` has them; the folders below a folder are kept.
         out: folder of the results, made if missing.
-        size: as for `fcn_jax.inference.predict.predict_at`.
         batch_size: as for `predict_many`.
-        scales, flip: as for `predict_scales`.
+        scales: as for `probabilities`.
+        flip: as for `probabilities`.
         probabilities: whether to write NAME.npz as well, with "probabilities"
             [H, W, C] float16.
+
     Returns:
         How many images were segmented, and (path, error) of each image that could not
         be read and was left out.
+
     Raises:
-        ValueError: before anything is written, if two images would share a result or
-            a result would replace an image.
+        ValueError: before anything is written, if two images would share a result, if
+            a result would replace an image, or if an index PNG cannot hold the classes.
     """
+    net = as_network(net)
+    if net.model.num_classes > 256:
+        raise ValueError(
+            f"{net.model.num_classes} classes do not fit an 8-bit index PNG: call "
+            "fcn_jax.predict and save the labels as .npy"
+        )
     targets = _targets(find_images(paths), Path(out), probabilities)
     unread: list[tuple[Path, str]] = []
     bar = tqdm(desc="predict", unit="image", total=len(targets))
     images = _read(list(targets), unread, bar)
-    several = probabilities or flip or tuple(scales) != (1.0,)
-    if several:
-        run = functools.partial(predict_scales, scales=scales, flip=flip)
+    averaged = probabilities or flip or tuple(scales) != (1.0,)
+    if averaged:
+        results = probabilities_many(net, images, scales=scales, flip=flip)
     else:
-        run = functools.partial(predict_many, batch_size=batch_size, progress=True)
+        results = predict_many(net, images, batch_size=batch_size, progress=True)
     with bar:
-        for (path, image), result in run(model, params, images, size=size):
-            labels = result.argmax(-1) if several else result
+        for (path, image), result in results:
+            labels = result.argmax(-1) if averaged else result
             label_path, overlay_path, *npz = targets[path]
-            save_label_png(label_path, labels)
-            save_image(overlay_path, overlay(image, labels))
+            save_labels(label_path, labels, net.palette)
+            save_image(overlay_path, overlay(image, labels, palette=net.palette))
             for target in npz:
                 _save_probabilities(target, result)
             bar.update()
@@ -108,7 +113,7 @@ def _is_image(path: Path) -> bool:
 def _read(
     paths: Sequence[Path], unread: list[tuple[Path, str]], bar: tqdm
 ) -> Iterator[tuple[tuple[Path, np.ndarray], np.ndarray]]:
-    """The images, read ahead, as keys (path, image); the others go to ``unread``."""
+    """Yield ((path, image), image), read ahead; list unreadable files in ``unread``."""
 
     def read(i: int) -> np.ndarray | str:
         try:
@@ -127,7 +132,7 @@ def _read(
 def _targets(
     images: dict[Path, Path], out: Path, probabilities: bool
 ) -> dict[Path, list[Path]]:
-    """Where the results of each image go."""
+    """Return the files that the results of each image go to."""
     taken = {path.resolve(): path for path in images}
     endings = [".png", "_overlay.png", *([".npz"] if probabilities else [])]
     targets: dict[Path, list[Path]] = {}

@@ -1,65 +1,175 @@
-"""From images to scores and labels."""
+"""From images of any size to scores and labels, with few compilations.
 
-from typing import Any
+In JAX each new shape is compiled anew. `predict` pads an image to the next multiple of
+a step, its bucket, and tells the network the true size, so that nothing changes but the
+number of shapes.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from fcn_jax.inference.buckets import predict_many
-from fcn_jax.inference.image import Array, as_batch
-from fcn_jax.inference.programs import labels_of, scores_of
-from fcn_jax.models.fcn import FCN, model_of
+from fcn_jax.data.padding import STEP, bucket, fill_up
+from fcn_jax.inference.inputs import AnyImage, Array, as_batch, as_image, is_traced
+from fcn_jax.inference.programs import labels_of, resized_scores
+from fcn_jax.inference.tiles import needs_tiles, predict_tiled
+from fcn_jax.models.fcn import FCN
+from fcn_jax.network import Network, as_network
+
+_MOST_WAITING = 8  # Batches of images that wait for others of their bucket.
+
+Key = TypeVar("Key")
+# Images of a bucket that wait for their batch.
+Group = list[tuple[Any, np.ndarray]]
 
 
 def apply(
-    params: dict[str, Any], image: Array, *, model: FCN | None = None
-) -> jax.Array:
-    """The scores of every class at every pixel.
+    net: Network | Mapping[str, Any],
+    image: AnyImage | Sequence[AnyImage],
+    *,
+    model: FCN | None = None,
+) -> jax.Array | list[jax.Array]:
+    """Return the scores of every class at every pixel.
 
-    Compiled once for each model and image size; works inside jax.jit and jax.grad.
+    Compiled once for each network and image size. Works inside jax.jit and jax.grad.
 
     Args:
-        params: of the model.
-        image: [H, W, 3] or [B, H, W, 3] uint8 or float, RGB in [0, 255].
-        model: the network; read from ``params`` if None, with the default ``mean_rgb``,
-            ``crop`` and ``pool_scales``.
+        net: the network; or bare parameters, with ``model``.
+        image: [H, W, 3] or [B, H, W, 3] uint8 or float, RGB in [0, 255]; a PIL image;
+            the path of an image file; or a list of these, of any sizes.
+        model: the network of bare parameters.
+
     Returns:
-        logits [H, W, C] or [B, H, W, C] float32.
+        logits [H, W, C] or [B, H, W, C] float32; for a list, a list.
+
     Raises:
-        ValueError: if ``image`` is not such an array (the error says what to pass), or
-            ``params`` are not those of an FCN.
+        ValueError: if ``image`` is anything else or its values do not look like RGB in
+            [0, 255], or if bare parameters come without ``model``.
 
     Example::
 
-        logits = apply(params, np.asarray(Image.open("cat.jpg").convert("RGB")))
+        logits = apply(net, "cat.jpg")
     """
+    net = as_network(net, model)
+    if isinstance(image, list | tuple):
+        return [resized_scores(net, as_image(each)[None])[0] for each in image]
     batch, single = as_batch(image)
-    logits = scores_of(model or model_of(params), params, batch)
+    logits = resized_scores(net, batch)
     return logits[0] if single else logits
 
 
-def predict(params: dict[str, Any], image: Array, *, model: FCN | None = None) -> Array:
-    """The class of every pixel: the one of the highest score in `apply`.
+def predict(
+    net: Network | Mapping[str, Any],
+    image: AnyImage | Sequence[AnyImage],
+    *,
+    model: FCN | None = None,
+) -> Array | list[np.ndarray]:
+    """Return the class of every pixel: the one of the highest score in `apply`.
 
-    Compiled once for each bucket of sizes (fcn_jax.inference.buckets), not for each
-    size. Images above 4 million pixels go one by one in tiles, in the memory of a tile
-    (fcn_jax.inference.tiles). Works inside jax.jit, too, on whole images of any size.
+    Takes and refuses what `apply` does. Compiled once for each bucket of sizes, not for
+    each size. Images above 4 million pixels go one by one in tiles, in the memory of a
+    tile (fcn_jax.inference.tiles). Works inside jax.jit too, on whole images.
 
-    Args:
-        params: of the model.
-        image: [H, W, 3] or [B, H, W, 3] uint8 or float, RGB in [0, 255].
-        model: as for `apply`.
     Returns:
-        labels [H, W] or [B, H, W] int32 in [0, C), numpy unless inside jax.jit.
-    Raises:
-        ValueError: as `apply` does.
+        labels [H, W] or [B, H, W] int32 in [0, C), numpy unless inside jax.jit; for a
+        list, a list.
+
+    Example::
+
+        labels = predict(net, "cat.jpg")
     """
+    net = as_network(net, model)
+    if isinstance(image, list | tuple):
+        found = dict(predict_many(net, enumerate(image)))
+        return [found[i] for i in range(len(image))]
     batch, single = as_batch(image)
-    model = model or model_of(params)
-    if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves((params, batch))):
-        labels = labels_of(model, params, batch)
+    if is_traced(net, batch):
+        labels = jnp.argmax(resized_scores(net, batch), axis=-1).astype(jnp.int32)
     else:  # Images of one size, so they keep their order.
         images = enumerate(np.asarray(batch))
-        found = predict_many(model, params, images, batch_size=len(batch))
+        found = predict_many(net, images, batch_size=len(batch))
         labels = np.stack([labels for _, labels in found])
     return labels[0] if single else labels
+
+
+def predict_many(
+    net: Network,
+    images: Iterable[tuple[Key, AnyImage]],
+    *,
+    batch_size: int = 0,
+    progress: bool = False,
+) -> Iterator[tuple[Key, np.ndarray]]:
+    """Return the class of every pixel of many images, in batches of one bucket.
+
+    An image above 4 million pixels goes by itself, in tiles.
+
+    Args:
+        net: the network.
+        images: (key, image) pairs, taken as they are needed; each image one that
+            `apply` takes.
+        batch_size: images per batch; 0 for 8, or for 1 on a CPU, which gains nothing
+            from more. A network with a ``size`` takes images one by one.
+        progress: whether to show a progress bar of the tiles of a large image.
+
+    Returns:
+        Iterator of (key, labels [H, W] int32), in the order in which batches fill up.
+
+    Example::
+
+        for path, labels in predict_many(net, ((path, path) for path in paths)):
+            ...
+    """
+    pairs = ((key, np.asarray(as_image(image))) for key, image in images)
+    batch_size = batch_size or (1 if jax.default_backend() == "cpu" else 8)
+    return _predict_many(as_network(net), pairs, batch_size, progress)
+
+
+def _predict_many(
+    net: Network,
+    images: Iterable[tuple[Key, np.ndarray]],
+    batch_size: int,
+    progress: bool,
+) -> Iterator[tuple[Key, np.ndarray]]:
+    waiting: dict[tuple[int, int], Group] = {}
+    for key, image in images:
+        if net.size or needs_tiles(image.shape):
+            labels = predict_tiled(net, image, progress=progress)
+            yield key, labels.astype(np.int32)
+            continue
+        shape = bucket(image.shape[:2], STEP)
+        group = waiting.setdefault(shape, [])
+        group.append((key, image))
+        if len(group) == batch_size:
+            yield from _predict_batch(net, waiting.pop(shape), shape, batch_size)
+        elif sum(map(len, waiting.values())) > _MOST_WAITING * batch_size:
+            yield from _predict_batch(net, *_take_largest(waiting, batch_size))
+    while waiting:
+        yield from _predict_batch(net, *_take_largest(waiting, batch_size))
+
+
+def _take_largest(
+    waiting: dict[tuple[int, int], Group], batch_size: int
+) -> tuple[Group, tuple[int, int], int]:
+    """Take the images of the largest bucket, and others that fit into it."""
+    shape = max(waiting, key=lambda shape: (shape[0] * shape[1], shape))
+    group: Group = []
+    for other in sorted(waiting, reverse=True):
+        if other[0] <= shape[0] and other[1] <= shape[1]:
+            room = batch_size - len(group)
+            group += waiting[other][:room]
+            waiting[other] = waiting[other][room:]
+    for other in [other for other, left in waiting.items() if not left]:
+        del waiting[other]
+    return group, shape, batch_size
+
+
+def _predict_batch(
+    net: Network, group: Group, shape: tuple[int, int], batch_size: int
+) -> Iterator[tuple[Any, np.ndarray]]:
+    batch, size = fill_up([image for _, image in group], shape, batch_size)
+    labels = np.asarray(labels_of(net, batch, size))
+    for (key, image), label in zip(group, labels, strict=False):
+        yield key, label[: image.shape[0], : image.shape[1]]

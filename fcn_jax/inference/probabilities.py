@@ -1,87 +1,111 @@
 """Class probabilities, averaged over scales and mirror images where wanted."""
 
-import functools
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from fcn_jax.data.padding import bucket, fill_up
-from fcn_jax.data.transforms import resize_image
-from fcn_jax.inference.buckets import Key
-from fcn_jax.models.extent import zero_outside
-from fcn_jax.models.fcn import FCN
+from fcn_jax.inference.inputs import AnyImage, as_batch, as_image
+from fcn_jax.inference.predict import Key
+from fcn_jax.inference.resize import resize_inside
+from fcn_jax.network import Network, as_network
 
 
-def predict_scales(
-    model: FCN,
-    params: dict[str, Any],
-    images: Iterable[tuple[Key, np.ndarray]],
+def probabilities(
+    net: Network,
+    image: AnyImage | Sequence[AnyImage],
     *,
-    size: tuple[int, int] | tuple[()] = (),
+    scales: Sequence[float] = (1.0,),
+    flip: bool = False,
+) -> np.ndarray | list[np.ndarray]:
+    """Return the probability of every class at every pixel.
+
+    With one scale and no mirror image, the most probable class is that of `predict`.
+
+    Args:
+        net: the network.
+        image: as for `fcn_jax.apply`.
+        scales: factors of the size that the network sees. Scores are resized
+            bilinearly to the image, and the softmax is averaged over the scales.
+        flip: whether to average over the mirror images as well.
+
+    Returns:
+        [H, W, C] or [B, H, W, C] float32 in [0, 1]; for a list, a list.
+
+    Raises:
+        ValueError: for an image that `fcn_jax.apply` refuses, or a scale that is not
+            above 0.
+    """
+    options = {"scales": scales, "flip": flip}
+    if isinstance(image, list | tuple):
+        return [
+            found for _, found in probabilities_many(net, enumerate(image), **options)
+        ]
+    batch, single = as_batch(image)
+    found = [p for _, p in probabilities_many(net, enumerate(batch), **options)]
+    return found[0] if single else np.stack(found)
+
+
+def probabilities_many(
+    net: Network,
+    images: Iterable[tuple[Key, AnyImage]],
+    *,
     scales: Sequence[float] = (1.0,),
     flip: bool = False,
 ) -> Iterator[tuple[Key, np.ndarray]]:
-    """The probability of every class at every pixel of many images.
+    """Return an iterator of (key, `probabilities`) for pairs of (key, image).
 
-    Args:
-        model: the network.
-        params: of the model.
-        images: (key, [H, W, 3] uint8 RGB), taken as they are needed.
-        size: (h, w) of scale 1; () for each image's own.
-        scales: factors of the size that the network sees; the softmax of its scores is
-            resized bilinearly to the image, and the mean is taken.
-        flip: whether to take the mean over the mirror images as well.
-    Yields:
-        (key, [H, W, C] float32).
-    Raises:
-        ValueError: if a scale is not above 0.
+    Images are taken as they are needed, and the results keep their order.
     """
-    if not scales or min(scales) <= 0:
-        raise ValueError(f"scales = {scales} must be above 0")
-    mirrors = (False, True) if flip else (False,)
-    for key, image in images:
-        target = image.shape[:2]
-        total = 0.0
-        for scale in scales:
-            sides = (max(1, round(scale * side)) for side in size or target)
-            scaled = resize_image(image, tuple(sides))
-            for mirror in mirrors:
-                seen = scaled[:, ::-1] if mirror else scaled
-                batch, seen_size = fill_up([seen], bucket(seen.shape[:2]), 1)
-                args = batch, seen_size, np.array(target, np.int32)
-                total += _probabilities(model, params, *args, bucket(target), mirror)
-        mean = np.asarray(total)[: target[0], : target[1]]
-        yield key, mean / (len(scales) * len(mirrors))
+    net = as_network(net)
+    if not len(scales) or not all(0 < scale < float("inf") for scale in scales):
+        raise ValueError(f"scales = {scales} must be finite numbers above 0")
+    views = [
+        (s, mirror) for s in scales for mirror in ((False, True) if flip else (False,))
+    ]
+    return (
+        (key, _averaged(net, np.asarray(as_image(image)), views))
+        for key, image in images
+    )
+
+
+def _averaged(
+    net: Network, image: np.ndarray, views: Sequence[tuple[float, bool]]
+) -> np.ndarray:
+    """Return the mean probabilities of an image over (scale, mirrored) views."""
+    height, width = image.shape[:2]
+    batch, size = fill_up([image], bucket((height, width)), 1)
+    total = 0.0
+    for scale, mirror in views:
+        seen = [max(1, round(scale * side)) for side in net.size or (height, width)]
+        shape = bucket(tuple(seen))
+        total += _view(net, batch, size, np.array([seen], np.int32), shape, mirror)
+    return np.asarray(total)[:height, :width] / len(views)
 
 
 # Sizes are arguments, so that images of one bucket share a program.
-@functools.partial(jax.jit, static_argnums=(0, 5, 6))
-def _probabilities(
-    model: FCN,
-    params: dict[str, Any],
+@partial(jax.jit, static_argnames=("shape", "mirror"))
+def _view(
+    net: Network,
     batch: jax.Array,
     size: jax.Array,
-    target: jax.Array,
+    seen: jax.Array,
     shape: tuple[int, int],
     mirror: bool,
 ) -> jax.Array:
-    """Probabilities of a batch of one, [*shape, C], the image in ``target`` of them."""
-    x = jax.nn.softmax(model.apply({"params": params}, batch, size))
-    if mirror:
-        x = x[:, :, size[0, 1] - 1 - jnp.arange(x.shape[2])]
+    """Return the probabilities of one image [1, H, W, 3] of a true ``size`` [1, 2].
 
-    def resize(x: jax.Array) -> jax.Array:
-        return jax.image.scale_and_translate(
-            zero_outside(x, size)[0],
-            (*shape, x.shape[-1]),
-            (0, 1),
-            target / size[0],
-            jnp.zeros(2),
-            "linear",
-        )
-
-    # At the borders, what lies outside must not count.
-    return resize(x) / jnp.maximum(resize(jnp.ones_like(x[..., :1])), 1e-6)
+    The network sees it at the size ``seen`` [1, 2], padded to ``shape``, and mirrored
+    or not. The result is [H, W, C].
+    """
+    x = resize_inside(batch, size[0], seen[0], shape)
+    # Columns from the last true one backwards; those beyond it are out of reach.
+    columns = seen[0, 1] - 1 - jnp.arange(shape[1])
+    x = x[:, :, columns] if mirror else x
+    logits = net.model.apply({"params": net.params}, x, seen)
+    logits = logits[:, :, columns] if mirror else logits
+    logits = resize_inside(logits, seen[0], size[0], batch.shape[1:3])
+    return jax.nn.softmax(logits)[0]

@@ -1,33 +1,53 @@
 """The compiled programs of prediction: from a batch of images to scores or labels."""
 
-import functools
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 
-from fcn_jax.models.fcn import FCN
+from fcn_jax.inference.resize import resize
+from fcn_jax.network import Network
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@jax.jit
 def scores_of(
-    model: FCN,
-    params: dict[str, Any],
-    batch: jax.Array,
-    size: jax.Array | None = None,
+    net: Network, batch: jax.Array, size: jax.Array | None = None
 ) -> jax.Array:
-    """Logits [B, H, W, C] float32; ``size`` as `fcn_jax.FCN` takes it."""
-    return model.apply({"params": params}, batch, size)
+    """Return logits of images as they are, whatever ``net.size`` is.
+
+    Args:
+        net: the network.
+        batch: [B, H, W, 3].
+        size: [B, 2] int32, the true height and width of each image, as `FCN` takes it.
+
+    Returns:
+        [B, H, W, C] float32.
+    """
+    return net.model.apply({"params": net.params}, batch, size)
 
 
 # In one program with the network, so that only labels leave the device.
-@functools.partial(jax.jit, static_argnums=0)
+@jax.jit
 def labels_of(
-    model: FCN,
-    params: dict[str, Any],
-    batch: jax.Array,
-    size: jax.Array | None = None,
+    net: Network, batch: jax.Array, size: jax.Array | None = None
 ) -> jax.Array:
-    """Labels [B, H, W] int32."""
-    logits = model.apply({"params": params}, batch, size)
-    return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    """Return labels [B, H, W] int32, the best class of `scores_of`."""
+    return jnp.argmax(scores_of(net, batch, size), axis=-1).astype(jnp.int32)
+
+
+def resized_scores(net: Network, batch: jax.Array) -> jax.Array:
+    """Return logits of whole images, resized to ``net.size`` and back where it is set.
+
+    Args:
+        net: the network.
+        batch: [B, H, W, 3].
+
+    Returns:
+        [B, H, W, C] float32.
+    """
+    if not net.size:
+        return scores_of(net, batch)
+    # Three programs: a new image size must not compile the network again.
+    logits = scores_of(net, _resize(batch, net.size))
+    return _resize(logits, batch.shape[1:3])
+
+
+_resize = jax.jit(resize, static_argnums=1)

@@ -3,80 +3,87 @@
 A network sees one tile of the image at a time, and three things make the tile's scores
 those of the whole image.
 
-It starts at a multiple of 32 rows and columns, so that each of the five pools, laid
-from the top left on, meets the same pixels.
+A tile starts at a multiple of 32 rows and columns. Each of the five pools, laid from
+the top left, then meets the same pixels.
 
-It has the image's side modulo 32. The last crop of geometry "same" follows from that
-remainder alone, so it is the same for the tile; and the last tile of a row or column,
-which must end where the image ends, starts at a multiple of 32 like the others.
+A tile has the image's side modulo 32. The last crop of geometry "same" depends on that
+remainder alone, so it is the same for the tile. The last tile of a row or column, which
+must end where the image ends, then starts at a multiple of 32 like the others.
 
-It overlaps its neighbours. Where a tile ends with the image, its layers see the zeros
+A tile overlaps its neighbours. Where it ends with the image, its layers see the zeros
 that they see in the whole; where it ends inside, they see zeros in place of the pixels
-beyond. The rows that these reach (`margins`, from the `receptive_field`) are left to
-the neighbour.
+beyond. The rows that these zeros reach (`margins`, from the `receptive_field`) are left
+to the neighbour.
 
-All tiles of an image are of one shape, so they share a program.
+All tiles of an image have one shape, so they share a program.
+
+A network with a fixed ``size`` sees the whole image at that size. There, the memory
+goes to resizing, which is done in strips of rows.
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
 from fcn_jax.data.padding import fill_up
-from fcn_jax.inference.image import as_batch
+from fcn_jax.inference.inputs import as_image
 from fcn_jax.inference.programs import labels_of, scores_of
+from fcn_jax.inference.resize import resize_columns, resize_strip
 from fcn_jax.models.fcn import FCN, SKIPS
 from fcn_jax.models.geometry import CAFFE_PAD, caffe_offsets, crop_offset
 from fcn_jax.models.upsampling import kernel_side, transpose_padding
 from fcn_jax.models.vgg import BLOCKS, NUM_POOLS
+from fcn_jax.network import Network, as_network
 
-# Of a tile by default: 2048 x 2048. The full-width network in float32 takes 0.5 KiB a
-# pixel (0.6 in geometry "caffe", 0.7 for 150 classes): 2 to 3 GiB, parameters aside.
+# Pixels of a tile by default: 2048 x 2048. The full-width network in float32 takes
+# 0.5 KiB a pixel (0.6 in geometry "caffe", 0.7 for 150 classes): 2 to 3 GiB.
 MAX_PIXELS = 2**22
 # Rows of the image to a row of pool5: tiles that start at its multiples meet all pools.
 STRIDE = 2**NUM_POOLS
+_STRIP_VALUES = 2**24  # Floats of a strip of a resized image: 64 MiB.
 
 # First and last row of a map.
 Rows = tuple[int, int]
-# What a tile sees of the rows and of the columns of an image, and what is kept of that.
-Part = tuple[tuple[slice, slice], tuple[slice, slice]]
+# Along a side of the image: what a tile sees of it, and what is kept of that.
+Span = tuple[slice, slice]
+# Rows and columns of the image, and the network's result there.
+Part = tuple[slice, slice, np.ndarray]
 
 
 def needs_tiles(shape: tuple[int, ...], max_pixels: int = MAX_PIXELS) -> bool:
-    """Whether an image of [H, W, ...] has more than ``max_pixels`` pixels."""
+    """Tell whether an image of [H, W, ...] has more than ``max_pixels`` pixels."""
     return shape[0] * shape[1] > max_pixels
 
 
 def predict_tiled(
-    model: FCN,
-    params: dict[str, Any],
+    net: Network,
     image: np.ndarray,
     *,
     tile: int | tuple[int, int] = MAX_PIXELS,
     out: np.ndarray | None = None,
     progress: bool = False,
 ) -> np.ndarray:
-    """The class of every pixel of an image of any size, in the memory of a tile.
+    """Return the class of every pixel of an image of any size, in bounded memory.
 
-    Labels are those that `fcn_jax.predict` gives the whole image, but where two scores
-    are equal to rounding.
+    Labels are those that `fcn_jax.predict` gives the whole image, except where two
+    scores are equal to rounding.
 
     Args:
-        model: the network.
-        params: of the model.
+        net: the network.
         image: [H, W, 3] uint8 or float, RGB in [0, 255]; may be a np.memmap.
         tile: pixels that the network may see at once, or a height and width. Tiles are
-            made equal, their sides multiples of 32, and no larger than they need be.
-            The larger, the less is computed twice: a quarter to a half of each side
-            goes to `margins` in tiles of 1024 to 2048.
+            equal, and their sides are multiples of 32. Larger tiles compute less twice:
+            a quarter to a half of each side goes to `margins` in tiles of 1024 to 2048.
         out: [H, W] of an integer dtype for the labels, such as a np.memmap.
         progress: whether to show a progress bar, which goes away at the end.
+
     Returns:
         ``out``, or labels [H, W] uint8 (int32 for more than 256 classes).
+
     Raises:
         ValueError: if ``image`` is not one image, ``out`` cannot hold its labels, or
             ``tile`` is too small for its margins.
@@ -84,46 +91,116 @@ def predict_tiled(
     Example::
 
         image = np.load("mosaic.npy", mmap_mode="r")
-        labels = predict_tiled(model, params, image)
+        labels = predict_tiled(net, image)
     """
-    shape, parts = _plan(model, image, tile)
+    parts, count = _run(net, image, tile, labels=True)
+    classes = net.model.num_classes
     if out is None:
-        small = model.num_classes <= 256
-        out = np.empty(image.shape[:2], np.uint8 if small else np.int32)
-    _check_out(out, image.shape[:2], model.num_classes)
-    bar = tqdm(parts, desc="tiles", unit="tile", leave=False, disable=not progress)
-    for rows, cols, labels in _run(labels_of, model, params, image, shape, bar):
+        out = np.empty(image.shape[:2], np.uint8 if classes <= 256 else np.int32)
+    _check_out(out, image.shape[:2], classes)
+    hide = not progress or bool(net.size and count == 1)
+    bar = tqdm(parts, "tiles", count, unit="tile", leave=False, disable=hide)
+    for rows, cols, labels in bar:
         out[rows, cols] = labels
     return out
 
 
 def logits_tiled(
-    model: FCN,
-    params: dict[str, Any],
-    image: np.ndarray,
-    *,
-    tile: int | tuple[int, int] = MAX_PIXELS,
-) -> Iterator[tuple[slice, slice, np.ndarray]]:
-    """The scores of an image of any size, part by part.
+    net: Network, image: np.ndarray, *, tile: int | tuple[int, int] = MAX_PIXELS
+) -> Iterator[Part]:
+    """Return the scores of an image of any size, part by part.
 
-    Args:
-        model, params, image, tile: as for `predict_tiled`.
+    Takes and refuses what `predict_tiled` does.
+
     Returns:
         Iterator of (rows, columns, logits): slices that cover each pixel of the image
         once, and the [h, w, C] float32 of their pixels.
-    Raises:
-        ValueError: at once, as `predict_tiled` does.
     """
-    return _run(scores_of, model, params, image, *_plan(model, image, tile))
+    return _run(net, image, tile, labels=False)[0]
+
+
+def _run(
+    net: Network, image: np.ndarray, tile: int | tuple[int, int], *, labels: bool
+) -> tuple[Iterator[Part], int]:
+    """Return the parts of an image, computed as they are taken, and their number."""
+    net, image = as_network(net), as_image(image)
+    net = net.replace(params=jax.device_put(net.params))
+    if net.size:
+        return _resized(net, image, tile, _best if labels else jnp.asarray)
+    shape, spans = plan_tiles(net.model, image.shape[:2], tile)
+    program = labels_of if labels else scores_of
+    return _tiles(program, net, image, shape, spans), len(spans)
+
+
+def _tiles(
+    program: Callable,
+    net: Network,
+    image: np.ndarray,
+    shape: tuple[int, int],
+    spans: list[tuple[Span, Span]],
+) -> Iterator[Part]:
+    for row, col in spans:
+        # Padded to one shape, with the true size beside it: else each remainder of a
+        # side, in another image, would be a program of its own.
+        batch, size = fill_up([image[row[0], col[0]]], shape, 1)
+        found = np.asarray(program(net, batch, size))[0]
+        yield row[1], col[1], found[_within(*row), _within(*col)]
+
+
+def _resized(
+    net: Network, image: np.ndarray, tile: int | tuple[int, int], finish: Callable
+) -> tuple[Iterator[Part], int]:
+    """Run a network at its own size, and resize the scores strip by strip."""
+    height, width = image.shape[:2]
+    strips = _strips(height, width * max(3, net.model.num_classes))
+
+    def parts() -> Iterator[Part]:
+        narrow = [resize_columns(image[rows], net.size[1]) for rows in strips]
+        narrow = jnp.concatenate(narrow)
+        small = resize_strip(narrow, net.size[0], net.size, 0)
+        logits = _whole_logits(net, small, tile)
+        for rows in strips:
+            shape = (rows.stop - rows.start, width)
+            found = resize_strip(logits, height, shape, rows.start)
+            yield rows, slice(0, width), np.asarray(finish(found))
+
+    return parts(), len(strips)
+
+
+def _whole_logits(
+    net: Network, image: jax.Array, tile: int | tuple[int, int]
+) -> jax.Array | np.ndarray:
+    if not needs_tiles(image.shape):
+        return scores_of(net, image[None])[0]
+    logits = np.empty((*image.shape[:2], net.model.num_classes), np.float32)
+    parts = logits_tiled(net.replace(size=()), np.asarray(image), tile=tile)
+    for rows, cols, part in parts:
+        logits[rows, cols] = part
+    return logits
+
+
+@jax.jit
+def _best(logits: jax.Array) -> jax.Array:
+    return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+
+
+def _strips(height: int, row_values: int) -> list[slice]:
+    """Return slices of rows, of which each has a bounded number of values."""
+    count = -(-height * row_values // _STRIP_VALUES)
+    rows = -(-height // count)
+    return [slice(i, min(i + rows, height)) for i in range(0, height, rows)]
 
 
 def receptive_field(model: FCN, row: int, *, side: int) -> Rows:
-    """The rows of an image that a row of its logits depends on; columns are alike.
+    """Return the rows of an image that a row of its logits depends on.
+
+    Columns are alike.
 
     Args:
         model: the network.
         row: of the logits.
         side: height of the image, from which the last crop follows.
+
     Returns:
         First and last row. They may lie beyond the image, where layers see zeros.
     """
@@ -148,7 +225,7 @@ def receptive_field(model: FCN, row: int, *, side: int) -> Rows:
 
 
 def margins(model: FCN, side: int) -> tuple[int, int]:
-    """Rows that the logits depend on before and after their own, at most.
+    """Return how many rows before and after its own a row of logits depends on.
 
     Args:
         model: the network.
@@ -162,7 +239,7 @@ def margins(model: FCN, side: int) -> tuple[int, int]:
 
 
 def _pooled_from(rows: Rows, level: int, caffe: bool) -> Rows:
-    """The rows of the image that the body makes these rows of a pool of."""
+    """Return the rows of the image that these rows of a pool are computed from."""
     for block in range(level, 0, -1):
         rows = 2 * rows[0], 2 * rows[1] + 1
         for i in range(BLOCKS[block - 1][0], 0, -1):
@@ -172,108 +249,98 @@ def _pooled_from(rows: Rows, level: int, caffe: bool) -> Rows:
 
 
 def _upsampled_from(rows: Rows, factor: int, caffe: bool) -> Rows:
-    """The rows that an upsampling makes these of."""
+    """Return the rows that these rows of an upsampled map are computed from."""
     kernel = kernel_side(factor)
     # Row x adds to rows factor * x to factor * x + kernel - 1, less what is cut.
     cut = kernel - 1 - transpose_padding(factor, "VALID" if caffe else "SAME")[0]
     return (rows[0] + cut - kernel) // factor + 1, (rows[1] + cut) // factor
 
 
-def _plan(
-    model: FCN, image: np.ndarray, tile: int | tuple[int, int]
-) -> tuple[tuple[int, int], list[Part]]:
-    """The height and width of the tiles of an image, and the part that each sees."""
-    if not as_batch(image)[1]:
-        raise ValueError(
-            f"image must be one image [H, W, 3], got a batch {list(image.shape)}: "
-            "pass its images one by one"
-        )
-    size = image.shape[:2]
-    shape = _shape(model, size, tile)
+def plan_tiles(
+    model: FCN, size: tuple[int, int], tile: int | tuple[int, int] = MAX_PIXELS
+) -> tuple[tuple[int, int], list[tuple[Span, Span]]]:
+    """Lay tiles over an image.
+
+    Args:
+        model: the network.
+        size: height and width of the image.
+        tile: as for `predict_tiled`.
+
+    Returns:
+        shape: height and width of every tile, multiples of 32.
+        spans: for each tile its rows and its columns, each as (the slice that the
+            network sees, the slice that is kept of that).
+
+    Raises:
+        ValueError: if ``tile`` is too small for its margins.
+    """
+    shape = _tile_shape(model, size, tile)
     rows, cols = (_spans(model, *sides) for sides in zip(size, shape, strict=True))
     return shape, [(row, col) for row in rows for col in cols]
 
 
-def _shape(
+def _tile_shape(
     model: FCN, size: tuple[int, int], tile: int | tuple[int, int]
 ) -> tuple[int, int]:
-    """Height and width of tiles that cover an image with the fewest pixels."""
-    sides = [(_aligned(side), _lost(model, side)) for side in size]
-    least = tuple(min(whole, lost + STRIDE) for whole, lost in sides)
+    """Return the height and width of tiles that cover an image in few pixels.
+
+    Tiles of a number of pixels are square, unless one side of the image is shorter.
+    """
+    whole = [_aligned(side) for side in size]
+    overlaps = [_overlap(model, side) for side in size]
+    least = [min(w, o + STRIDE) for w, o in zip(whole, overlaps, strict=True)]
     if isinstance(tile, tuple):
-        limits = [tile]
-    else:
-        heights = range(least[0], tile // least[1] + 1, STRIDE)
-        limits = [(height, tile // height) for height in heights]
-    layouts = [
-        (_even(*sides[0], height), _even(*sides[1], width))
-        for height, width in limits
-        if height >= least[0] and width >= least[1]
-    ]
-    if not layouts:
+        limits = list(tile)
+    else:  # The shorter side first; what it does not use is left to the longer.
+        short = int(whole[1] < whole[0])
+        limits = [max(math.isqrt(max(0, tile)), least[short])] * 2
+        limits[1 - short] = tile // _tile_side(
+            whole[short], overlaps[short], limits[short]
+        )
+    if limits[0] < least[0] or limits[1] < least[1]:
         raise ValueError(
             f"tile = {tile} is too small for an image of {list(size)}: with what its "
             f"pixels depend on around them, a tile has {least[0]} x {least[1]} pixels "
             "or more; pass at least that"
         )
-    (_, height), (_, width) = min(
-        layouts, key=lambda layout: math.prod(layout[0] + layout[1])
-    )
-    return height, width
+    sides = zip(whole, overlaps, limits, strict=True)
+    return tuple(_tile_side(*side) for side in sides)
 
 
-def _even(whole: int, lost: int, most: int) -> tuple[int, int]:
-    """How few tiles of side ``most`` cover a side, and the least side that does too."""
+def _tile_side(whole: int, overlap: int, most: int) -> int:
+    """Return the side of equal tiles, as few of at most ``most`` rows as will do."""
     if whole <= most:
-        return 1, whole
-    share = (whole - lost) // STRIDE
-    count = -(-share // ((most - lost) // STRIDE))
-    return count, lost + -(-share // count) * STRIDE
+        return whole
+    share = (whole - overlap) // STRIDE
+    count = -(-share // ((most - overlap) // STRIDE))
+    return overlap + -(-share // count) * STRIDE
 
 
-def _lost(model: FCN, side: int) -> int:
-    """Rows by which tiles overlap: a tile more covers so many less than its own."""
+def _overlap(model: FCN, side: int) -> int:
+    """Return the rows that neighbouring tiles share."""
     return _aligned(sum(margins(model, side)) + -side % STRIDE)
 
 
 def _aligned(side: int) -> int:
-    """The side, up to the next multiple of 32."""
+    """Return the next multiple of 32."""
     return side + -side % STRIDE
 
 
-def _spans(model: FCN, side: int, tile: int) -> list[tuple[slice, slice]]:
-    """Along a side of the image, what each tile sees of it and what is kept of that.
+def _spans(model: FCN, side: int, tile: int) -> list[Span]:
+    """Return what each tile along a side sees, and what is kept of that.
 
-    All see equally much, at most ``tile``.
+    All tiles see equally many rows, at most ``tile``.
     """
     if side <= tile:
         return [(slice(0, side), slice(0, side))]
     size = tile - -side % STRIDE
     before, _ = margins(model, side)
-    starts = [*range(0, side - size, tile - _lost(model, side)), side - size]
+    starts = [*range(0, side - size, tile - _overlap(model, side)), side - size]
     edges = [0, *(start + before for start in starts[1:]), side]
     return [
         (slice(start, start + size), slice(first, end))
         for start, first, end in zip(starts, edges, edges[1:], strict=False)
     ]
-
-
-def _run(
-    run: Callable,
-    model: FCN,
-    params: dict[str, Any],
-    image: np.ndarray,
-    shape: tuple[int, int],
-    parts: Iterable[Part],
-) -> Iterator[tuple[slice, slice, np.ndarray]]:
-    """What ``run`` gives for each part of an image, as `logits_tiled` describes it."""
-    params = jax.device_put(params)
-    for row, col in parts:
-        # Of one shape always, with the true size beside it: else each remainder of a
-        # side, in another image, would be a program of its own.
-        batch, size = fill_up([image[row[0], col[0]]], shape, 1)
-        found = np.asarray(run(model, params, batch, size))[0]
-        yield row[1], col[1], found[_within(*row), _within(*col)]
 
 
 def _within(seen: slice, kept: slice) -> slice:

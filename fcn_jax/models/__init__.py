@@ -1,1 +1,1 @@
-"""The network: geometry, bilinear upsampling, VGG-16 and the FCNs on it."""
+"""The network: geometry, bilinear upsampling, VGG-16 and the FCNs built on it."""

@@ -1,8 +1,9 @@
 """Convolutions and pools, in the form that each platform computes fastest.
 
-On accelerators these are XLA's own. XLA's CPU convolution is made for the forward pass
-of a large map and few channels, so on CPU two other cases are matrix products: layers
-of few positions and very many channels (`wide_conv`), and the gradient of a kernel.
+Accelerators use XLA's convolution. On a CPU it is fast only in the forward pass of
+large maps with few channels. Two other cases are computed there as matrix products: the
+gradient of a kernel (`conv`), and layers with few positions and very many channels
+(`wide_conv`).
 """
 
 from functools import partial
@@ -17,25 +18,27 @@ from jax import lax
 Padding = str | tuple[tuple[int, int], tuple[int, int]]
 
 _DIMENSIONS = ("NHWC", "HWIO", "NHWC")
-# With fewer channels in, XLA's own gradient of a kernel is as fast.
+# With fewer input channels, XLA's gradient of a kernel is as fast.
 _MIN_CHANNELS = 64
-# Positions whose products are summed at once: few enough to stay in a core's cache.
+# Positions per matrix product: few enough for their rows to stay in a core's cache.
 _POSITIONS = 2048
-_LEAST_ROWS = 2  # Of a wide batch; the rows around them are copied too.
+# Minimum rows per matrix product: each product also copies kh - 1 neighbouring rows.
+_LEAST_ROWS = 2
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
 def conv(x: jax.Array, kernel: jax.Array, padding: Padding) -> jax.Array:
-    """A stride-1 convolution, with a fast gradient of its kernel on CPU too.
+    """Convolve with stride 1; the gradient of the kernel is fast on a CPU too.
 
-    XLA takes that gradient as a convolution whose kernel is as large as the map, and
-    runs at a tenth of the speed of the forward pass on a CPU. Being a `jax.custom_vjp`,
-    it has no forward-mode derivative.
+    XLA computes that gradient as a convolution whose kernel is as large as the map. On
+    a CPU this runs at a tenth of the speed of the forward pass. As a `jax.custom_vjp`,
+    the function supports reverse-mode differentiation only.
 
     Args:
         x: [B, H, W, C].
         kernel: [kh, kw, C, D], of the dtype of ``x``.
         padding: see `Padding`.
+
     Returns:
         [B, H', W', D].
     """
@@ -72,15 +75,13 @@ conv.defvjp(_conv_forward, _conv_backward)
 def _kernel_gradient(
     x: jax.Array, g: jax.Array, sides: tuple[int, int], padding: Padding
 ) -> jax.Array:
-    """The gradient of a kernel as sums of matrix products, some rows at a time.
+    """Sum the gradient of a kernel, [kh, kw, C, D], over products of some rows each.
 
     Args:
         x: [B, H, W, C].
         g: [B, H', W', D], the gradient of the output.
-        sides: of the kernel, kh and kw.
+        sides: kh and kw.
         padding: see `Padding`.
-    Returns:
-        [kh, kw, C, D].
     """
     (kh, kw), (b, h, w, filters) = sides, g.shape
     parts = -(-h // max(_LEAST_ROWS, _POSITIONS // (b * w)))
@@ -88,9 +89,9 @@ def _kernel_gradient(
     if isinstance(padding, str):
         padding = lax.padtype_to_pads(x.shape[1:3], sides, (1, 1), padding)
     (top, bottom), (left, right) = padding
-    spare = parts * rows - h
-    x = jnp.pad(x, ((0, 0), (top, bottom + spare), (left, right), (0, 0)))
-    g = jnp.pad(g, ((0, 0), (0, spare), (0, 0), (0, 0)))
+    surplus = parts * rows - h
+    x = jnp.pad(x, ((0, 0), (top, bottom + surplus), (left, right), (0, 0)))
+    g = jnp.pad(g, ((0, 0), (0, surplus), (0, 0), (0, 0)))
     columns = kw * x.shape[-1]
 
     def add(sums: tuple[jax.Array, ...], i: jax.Array) -> tuple:
@@ -115,15 +116,16 @@ def _kernel_gradient(
 
 
 def wide_conv(x: jax.Array, kernel: jax.Array, padding: str = "SAME") -> jax.Array:
-    """A stride-1 convolution for few positions and very many channels (fc6, fc7).
+    """Convolve with stride 1 where positions are few and channels many (fc6, fc7).
 
-    XLA's CPU convolution is made for the opposite case: on fc6 it runs far below the
-    speed of a matrix product, so on CPU the patches are laid out and multiplied.
+    On a CPU, XLA's convolution computes fc6 far below the speed of a matrix product, so
+    there the patches are laid out as a matrix and multiplied.
 
     Args:
         x: [B, H, W, C].
         kernel: [kh, kw, C, D].
         padding: "SAME" or "VALID".
+
     Returns:
         [B, H', W', D].
     """
@@ -136,14 +138,14 @@ def wide_conv(x: jax.Array, kernel: jax.Array, padding: str = "SAME") -> jax.Arr
 
 
 class Conv(nn.Module):
-    """Convolution with bias, stride 1.
+    """Convolve with stride 1 and add a bias.
 
     Attributes:
-        filters: channels out.
+        filters: output channels.
         side: height and width of the kernel.
-        padding: as `lax.conv_general_dilated` takes it; of a wide one a name.
-        wide: computed by `wide_conv`.
-        dtype: of the computation; the parameters are float32.
+        padding: see `Padding`; "SAME" or "VALID" if ``wide``.
+        wide: whether `wide_conv` computes it.
+        dtype: dtype of the computation; the parameters are float32.
         kernel_init: initialiser of the kernel; the bias starts at zero.
     """
 
@@ -156,6 +158,7 @@ class Conv(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
+        """Convolve [B, H, W, C] to [B, H', W', filters]."""
         shape = (self.side, self.side, x.shape[-1], self.filters)
         kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (self.filters,), jnp.float32)
@@ -165,16 +168,11 @@ class Conv(nn.Module):
 
 
 def max_pool(x: jax.Array) -> jax.Array:
-    """2x2 max-pool of stride 2; a side s becomes (s + 1) // 2.
+    """Max-pool [B, H, W, C] by 2x2 to [B, (H + 1) // 2, (W + 1) // 2, C].
 
-    As the maximum of four slices, whose gradient is elementwise: that of
-    `lax.reduce_window` took 6 to 20 times as long on a CPU. Of equal values, all share
-    the gradient; behind a ReLU these are zeros, which pass none.
-
-    Args:
-        x: [B, H, W, C].
-    Returns:
-        [B, (H + 1) // 2, (W + 1) // 2, C].
+    The pool is the maximum of four slices, because its gradient is elementwise: that of
+    `lax.reduce_window` took 6 to 20 times as long on a CPU. Equal values share the
+    gradient. After a ReLU this concerns zeros only, which pass no gradient on.
     """
     h, w = (2 * ((side + 1) // 2) for side in x.shape[1:3])
     pads = ((0, 0), (0, h - x.shape[1]), (0, w - x.shape[2]), (0, 0))
@@ -191,7 +189,7 @@ def _xla_conv(x: jax.Array, kernel: jax.Array, padding: Padding) -> jax.Array:
 
 
 def _conv_by_patches(x: jax.Array, kernel: jax.Array, padding: str) -> jax.Array:
-    """The same convolution as one matrix product of patches and kernel."""
+    """Convolve by one matrix product of patches and kernel."""
     kh, kw, _, filters = kernel.shape
     if padding == "SAME":
         rows, cols = ((k - 1) // 2 for k in (kh, kw))

@@ -1,24 +1,25 @@
-"""Images of several sizes in one batch, each as if it were alone.
+"""Images of several sizes in one batch, with the results of each image alone.
 
-Zeros fill the smaller images up to one shape. Convolutions pad with zeros as well, so
-as long as each map is zero outside the true extent of its image (`zero_outside`), an
-image's own part of every map is what the image alone would give.
+Smaller images are padded with zeros to one shape. Convolutions pad with zeros too.
+Hence, while each map is zero outside the true extent of its image (`zero_outside`), its
+part inside the extent equals the map of the unpadded image.
 """
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-# Of each map, by its name: [B, 2] int32, the height and width that belong to an image.
+# For each map, by name: [B, 2] int32, the height and width that belong to each image.
 Extents = dict[str, jax.Array]
 
 
 def zero_outside(x: jax.Array, extent: jax.Array | None) -> jax.Array:
-    """Zeroes each map of a batch outside its own height and width.
+    """Set each map of a batch to zero outside its own height and width.
 
     Args:
         x: [B, H, W, C].
-        extent: [B, 2] int32, the heights and widths; None changes nothing.
+        extent: [B, 2] int32, the height and width of each map; None keeps all.
+
     Returns:
         [B, H, W, C].
     """
@@ -31,15 +32,15 @@ def zero_outside(x: jax.Array, extent: jax.Array | None) -> jax.Array:
 
 
 def windows(x: jax.Array, offset: jax.Array, size: tuple[int, int]) -> jax.Array:
-    """Crops each map of a batch to ``size`` from an offset of its own on.
+    """Crop each map of a batch to one size, each at its own offset.
 
     Args:
         x: [B, H, W, C].
-        offset: [B, 2] int32, the first row and column; where a window runs over the
-            end of the map, it shows zeros.
-        size: height and width.
+        offset: [B, 2] int32, the first row and column to keep of each map.
+        size: height and width to keep.
+
     Returns:
-        [B, *size, C].
+        [B, *size, C], zero where a window runs over the end of its map.
     """
     x = jnp.pad(x, ((0, 0), (0, size[0]), (0, size[1]), (0, 0)))
 

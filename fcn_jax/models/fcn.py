@@ -1,6 +1,7 @@
 """Fully convolutional networks FCN-32s, FCN-16s and FCN-8s on VGG-16."""
 
 import dataclasses
+import numbers
 from typing import Any
 
 import flax.linen as nn
@@ -21,7 +22,7 @@ from fcn_jax.models.upsampling import (
     upsample_bilinear,
     upsample_learned,
 )
-from fcn_jax.models.vgg import VGG16, VGG_MEAN_RGB, scaled
+from fcn_jax.models.vgg import VGG16, VGG_MEAN_RGB, is_number, scaled
 
 # The pools each variant fuses with, coarse to fine.
 SKIPS = {"fcn32s": (), "fcn16s": ("pool4",), "fcn8s": ("pool4", "pool3")}
@@ -33,19 +34,43 @@ _CHOICES = {
     "score_init": ("xavier", "zero"),
     "remat": ("none", "blocks"),
 }
+_CHECKS = {
+    "num_classes": (
+        lambda value: _is_whole(value) and 1 <= value < 2**31,  # Labels are int32.
+        "a whole number from 1 to 2**31 - 1",
+    ),
+    "mean_rgb": (lambda value: _are_numbers(value, 3), "a tuple of 3 finite numbers"),
+    "pool_scales": (
+        lambda value: _are_numbers(value, 2),
+        "a tuple of 2 finite numbers",
+    ),
+    "dropout": (lambda value: is_number(value) and 0 <= value < 1, "in [0, 1)"),
+    "learn_upsampling": (lambda value: isinstance(value, bool), "True or False"),
+}
 _SCORE_INITS = {
     "xavier": nn.initializers.xavier_uniform(),
     "zero": nn.initializers.zeros,
 }
 
 
+def _is_whole(value: Any) -> bool:
+    """Tell whether a value is an integer."""
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+
+
+def _are_numbers(value: Any, length: int) -> bool:
+    """Tell whether a value is a tuple of that many finite numbers."""
+    right = isinstance(value, tuple) and len(value) == length
+    return right and all(map(is_number, value))
+
+
 class Upsample(nn.Module):
-    """Upsampling by a transposed convolution.
+    """Upsample by a transposed convolution.
 
     Attributes:
-        factor: how many times larger.
-        learned: a dense kernel in the parameters, bilinear at first; else bilinear.
-        padding: "SAME", or "VALID" for the uncut output.
+        factor: ratio of the output side to the input side.
+        learned: whether the kernel is a parameter, which starts bilinear.
+        padding: "SAME", or "VALID" for the uncropped output.
     """
 
     factor: int
@@ -54,18 +79,21 @@ class Upsample(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
+        """Upsample [B, H, W, C] to [B, factor * H, factor * W, C], or uncropped."""
         if not self.learned:
             return upsample_bilinear(x, self.factor, self.padding)
 
-        def init(key: jax.Array) -> jax.Array:
-            return jnp.asarray(bilinear_kernel(self.factor, x.shape[-1]))
-
-        kernel = self.param("kernel", init)
+        kernel = self.param(
+            "kernel", lambda key: bilinear_kernel(self.factor, x.shape[-1])
+        )
         return upsample_learned(x, kernel, self.factor, self.padding)
 
 
 class Head(nn.Module):
-    """Scores each map, then fuses them from coarse to fine. Attributes as in `FCN`."""
+    """Score the maps of the body and fuse the scores from coarse to fine.
+
+    The attributes are those of `FCN`.
+    """
 
     variant: str
     num_classes: int
@@ -84,6 +112,17 @@ class Head(nn.Module):
         size: jax.Array | None,
         extents: Extents,
     ) -> jax.Array:
+        """Score every pixel.
+
+        Args:
+            maps: "fc7" and the pools that the variant fuses with, from the body.
+            shape: height and width of the batch of images.
+            size: as for `FCN`.
+            extents: from `fcn_jax.models.geometry.body_extents`; {} without ``size``.
+
+        Returns:
+            logits [B, H, W, C] float32.
+        """
         caffe, skips = self.geometry == "caffe", SKIPS[self.variant]
 
         def score(name: str, x: jax.Array) -> jax.Array:
@@ -91,14 +130,14 @@ class Head(nn.Module):
             conv = Conv(
                 self.num_classes, 1, dtype=self.dtype, kernel_init=init, name=name
             )
-            # Small maps from here to the last upsampling: sums deserve float32.
+            # The maps are small from here to the last upsampling: float32 is cheap.
             return conv(x).astype(jnp.float32)
 
         def upsample(x: jax.Array, factor: int, name: str) -> jax.Array:
             padding = "VALID" if caffe else "SAME"
             return Upsample(factor, self.learn_upsampling, padding, name=name)(x)
 
-        *offsets, last_offset = caffe_offsets(skips)  # Of no use in geometry "same".
+        *offsets, last_offset = caffe_offsets(skips)  # Geometry "same" ignores these.
         extent = extents.get("fc7")
         x = zero_outside(score("score_fr", maps["fc7"]), extent)
         stride = 32
@@ -107,7 +146,7 @@ class Head(nn.Module):
         for pool, scale, name, offset in steps:
             skip = score(f"score_{pool}", maps[pool] * scale)
             x = upsample(x, 2, name)  # [B, 2h, 2w, C] or 2 more
-            if caffe:  # The pool's map is the larger one.
+            if caffe:  # The map of the pool is the larger one.
                 x += window(skip, offset, offset, x.shape[1:3])
             else:
                 x = crop_to(x, skip.shape[1:3], self.crop) + skip
@@ -125,29 +164,32 @@ class Head(nn.Module):
 
 
 class FCN(nn.Module):
-    """A fully convolutional network: an image in, the scores of every pixel out.
+    """Score every pixel of an image by a fully convolutional network.
 
-    Parameters are ``{"body": VGG16's, "head": {"score_fr": ..., ...}}`` under the names
-    of the original definition, kernels HWIO, all float32.
+    The parameters are ``{"body": {"conv1_1": ..., ...}, "head": {"score_fr": ...,
+    ...}}`` under the names of the original definition, kernels HWIO, all float32.
 
     Attributes:
         variant: "fcn32s", "fcn16s" or "fcn8s", by the stride of the finest scores.
         num_classes: C.
-        geometry: "same", where every layer keeps its map's size; or "caffe", that of
-            the authors' release, which the published weights need (see geometry.py).
-        crop: "center" or "corner", what of an upsampled map is kept beside a smaller;
-            of no effect in geometry "caffe".
+        geometry: "same", where every convolution keeps the size of its map, or "caffe",
+            that of the authors' release, which the published weights need (see
+            geometry.py).
+        crop: "center" or "corner", the part to keep of an upsampled map that is larger
+            than the map it is added to; ignored in geometry "caffe".
         mean_rgb: subtracted from the image; it belongs to the weights of the body.
-        width: multiplier of the body's filters, for thin networks.
+        width: multiplier of the number of filters of the body, for thin networks.
         dropout: rate after fc6 and fc7 in training.
-        dtype: of the computation; the logits are float32 always.
-        score_init: "xavier", or "zero" as in the authors' release.
-        pool_scales: factors on pool4 and pool3 before they are scored. Pools of a
-            trained VGG-16 run into the hundreds; training fcn8s at once, not in stages,
-            needs them small: (0.01, 0.0001) in the authors' release.
-        learn_upsampling: the upsampling kernels are parameters too, bilinear at first.
-        remat: "none", or "blocks" to keep less of the body for the gradient and compute
-            it again.
+        dtype: dtype of the computation; the logits are always float32.
+        score_init: "zero", as in the authors' release, or "xavier".
+        pool_scales: factors of pool4 and pool3 before they are scored. The pools of a
+            trained VGG-16 have values in the hundreds. To train fcn8s in one stage they
+            must be small: (0.01, 0.0001) in the authors' release.
+        learn_upsampling: whether the upsampling kernels are parameters, which start
+            bilinear.
+        remat: "blocks" recomputes most maps of the body in the backward pass to save
+            memory; "none" keeps them.
+
     Reference: Long et al., arXiv:1411.4038, sections 3 and 4.
     """
 
@@ -159,26 +201,23 @@ class FCN(nn.Module):
     width: float = 1.0
     dropout: float = 0.5
     dtype: Any = jnp.float32
-    score_init: str = "xavier"
+    score_init: str = "zero"
     pool_scales: tuple[float, float] = (1.0, 1.0)
     learn_upsampling: bool = False
     remat: str = "none"
 
     def __post_init__(self):
+        """Raise ValueError if a field has an invalid value."""
         for field, choices in _CHOICES.items():
             value = getattr(self, field)
             if value not in choices:
                 raise ValueError(
                     f"{field} = {value!r} is not one of {', '.join(choices)}"
                 )
-        if self.num_classes < 1:
-            raise ValueError(f"num_classes = {self.num_classes} must be at least 1")
-        for field, length in (("mean_rgb", 3), ("pool_scales", 2)):
+        for field, (valid, wanted) in _CHECKS.items():
             value = getattr(self, field)
-            if not isinstance(value, tuple) or len(value) != length:
-                raise ValueError(f"{field} = {value!r} must be a tuple of {length}")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout = {self.dropout} must be in [0, 1)")
+            if not valid(value):
+                raise ValueError(f"{field} = {value!r} must be {wanted}")
         scaled(1, self.width)
         super().__post_init__()
 
@@ -186,15 +225,16 @@ class FCN(nn.Module):
     def __call__(
         self, image: jax.Array, size: jax.Array | None = None, *, train: bool = False
     ) -> jax.Array:
-        """Scores every pixel.
+        """Score every pixel.
 
         Args:
             image: [B, H, W, 3] uint8 or float, RGB in [0, 255]; any H and W from 1.
             size: [B, 2] int32, the height and width of each image, from 1 to H and W;
-                beyond them ``image`` is filled up with anything, and the logits have no
-                meaning. Within, they are those of the image alone. Without ``size``,
-                every image has H and W.
-            train: applies dropout; needs the "dropout" key.
+                None if all are H x W. Within them the logits are those of the image
+                alone. Beyond them ``image`` may hold anything, and the logits have no
+                meaning.
+            train: whether to apply dropout, which needs the "dropout" key.
+
         Returns:
             logits [B, H, W, C] float32.
         """
@@ -226,41 +266,10 @@ class FCN(nn.Module):
         return head(maps, image.shape[1:3], size, extents)
 
 
-def model_of(params: dict[str, Any], **fields: Any) -> FCN:
-    """The network that parameters belong to, as far as they tell.
-
-    Args:
-        params: as `FCN` has them.
-        fields: of `FCN`, where they differ from the defaults (mean_rgb, crop, ...).
-    Returns:
-        The model: variant, number of classes, width and learned upsampling are read
-        from the layers present and their shapes.
-    Raises:
-        ValueError: if ``params`` are not those of an FCN.
-    """
-    try:
-        head = params["head"]
-        skips = tuple(pool for pool in ("pool4", "pool3") if f"score_{pool}" in head)
-        variant = {pools: name for name, pools in SKIPS.items()}[skips]
-        found = {
-            "variant": variant,
-            "num_classes": head["score_fr"]["bias"].shape[0],
-            "width": params["body"]["conv1_1"]["bias"].shape[0] / 64,
-            "learn_upsampling": any(name.startswith("upscore") for name in head),
-        }
-    except (KeyError, TypeError, AttributeError, IndexError) as error:
-        raise ValueError(
-            "params are not those of an FCN: expected {'body': {'conv1_1': ...}, "
-            f"'head': {{'score_fr': ...}}}}, but reading them failed at {error!r}; "
-            "pass what fcn_jax.init or fcn_jax.load gave"
-        ) from None
-    return FCN(**{**found, **fields})
-
-
 def fields_of(model: FCN) -> dict[str, Any]:
-    """The fields of a model that belong to its weights, ready for JSON.
+    """Return the fields of a model that belong to its weights, ready for JSON.
 
-    ``dtype`` and ``remat`` are left out: they are choices of each computation.
+    ``dtype`` and ``remat`` are left out, because each computation may choose them.
     """
     hidden = {"dtype", "remat", "parent", "name"}
     return {

@@ -1,4 +1,4 @@
-"""Upsampling by transposed convolution, with fixed bilinear or learned kernels."""
+"""Upsampling by transposed convolutions, with fixed bilinear or learned kernels."""
 
 from functools import partial
 from typing import Any
@@ -10,18 +10,20 @@ from jax import lax
 
 
 def kernel_side(factor: int) -> int:
-    """Side of the bilinear kernel that upsamples by ``factor``: 2f - f % 2."""
+    """Return the side of the bilinear kernel for ``factor`` f: 2f - f % 2."""
     return 2 * factor - factor % 2
 
 
 def bilinear_weights(factor: int) -> np.ndarray:
-    """The triangle that interpolates linearly when it upsamples by ``factor``.
+    """Return the weights that interpolate linearly when upsampling by ``factor``.
 
     Args:
         factor: the stride of the transposed convolution, at least 1.
+
     Returns:
         [k] float32 with k = `kernel_side`; its outer product with itself is the
         bilinear kernel.
+
     Reference: Long et al., arXiv:1411.4038, section 3.3.
     """
     center = factor - 1 if factor % 2 else factor - 0.5
@@ -29,26 +31,29 @@ def bilinear_weights(factor: int) -> np.ndarray:
     return (1 - distance / factor).astype(np.float32)
 
 
-def bilinear_kernel(factor: int, num_classes: int) -> np.ndarray:
-    """A dense kernel that upsamples each class by itself: the start of a learned one.
+def bilinear_kernel(factor: int, num_classes: int) -> jax.Array:
+    """Return the kernel that learned upsampling starts from: bilinear for each class.
 
     Args:
         factor: the stride of the transposed convolution.
-        num_classes: C, channels in and out.
+        num_classes: C, input and output channels.
+
     Returns:
-        [k, k, C, C] float32, the bilinear kernel where in and out are the same class.
+        [k, k, C, C] float32, the bilinear kernel from each class to itself, zero
+        between different classes.
     """
     weights = bilinear_weights(factor)
-    identity = np.eye(num_classes, dtype=np.float32)
-    return np.einsum("i,j,cd->ijcd", weights, weights, identity)
+    # jnp, so that jax.eval_shape finds the shape without allocating the kernel.
+    identity = jnp.eye(num_classes, dtype=jnp.float32)
+    return np.outer(weights, weights)[..., None, None] * identity
 
 
 def transpose_padding(factor: int, padding: str) -> tuple[int, int]:
-    """What `lax.conv_transpose` is to pad its dilated input with.
+    """Return the padding of the dilated input for `lax.conv_transpose`.
 
-    Padding by k - 1 gives every pixel its whole footprint, side (n - 1) * f + k, as
-    "VALID" asks. "SAME" cuts k - f of that, half on each side: side n * f, each pixel
-    at the centre of the f pixels made of it.
+    "VALID" keeps the whole footprint of every pixel: padding k - 1, side
+    (n - 1) * f + k. "SAME" crops k - f rows of that, half on each side: side n * f, and
+    each pixel lies at the centre of the f pixels that it becomes.
     """
     k = kernel_side(factor)
     pad = k - 1 - ((k - factor) // 2 if padding == "SAME" else 0)
@@ -56,31 +61,32 @@ def transpose_padding(factor: int, padding: str) -> tuple[int, int]:
 
 
 def upsample_bilinear(x: jax.Array, factor: int, padding: str = "SAME") -> jax.Array:
-    """Upsamples each channel bilinearly, the map fading to zero outside its border.
+    """Upsample each channel bilinearly; outside its border a map counts as zero.
 
-    The kernel is an outer product and treats all channels alike, so rows and columns
-    are each multiplied by a matrix. That is the same numbers as a transposed
-    convolution with a dense [k, k, C, C] kernel for a fraction of the work.
+    The kernel is an outer product and the same for all channels, so one matrix
+    multiplies the rows and another the columns. The result is that of a transposed
+    convolution with a dense [k, k, C, C] kernel, for a fraction of the work.
 
     Args:
         x: [B, H, W, C].
         factor: how many times larger, at least 1.
-        padding: "SAME", or "VALID" for the uncut output.
+        padding: "SAME", or "VALID" for the uncropped output.
+
     Returns:
-        [B, factor * H, factor * W, C] of the dtype of ``x``; "VALID": sides
-        (n - 1) * factor + k with k = `kernel_side`.
+        [B, factor * H, factor * W, C] of the dtype of ``x``; with "VALID" a side n
+        becomes (n - 1) * factor + k with k = `kernel_side`.
     """
     rows, cols = (_interpolation(n, factor, padding, x.dtype) for n in x.shape[1:3])
-    # Scores deserve all their digits, also where products are TF32 by default.
+    # Full precision for the scores, also where products are TF32 by default.
     product = partial(jnp.einsum, precision=lax.Precision.HIGHEST)
     x = product("uh,bhwc->buwc", rows, x)  # [B, H', W, C]
     return product("vw,buwc->buvc", cols, x)
 
 
 def _interpolation(side: int, factor: int, padding: str, dtype: Any) -> jax.Array:
-    """[upsampled side, side]: what each pixel adds to each upsampled one.
+    """Return the weight of each pixel in each upsampled one, [upsampled side, side].
 
-    Computed where it is used, for a side that may not be known before (export).
+    It is computed in jnp, because an exported program knows the side only when it runs.
     """
     k = kernel_side(factor)
     cut = (k - factor) // 2 if padding == "SAME" else 0
@@ -92,18 +98,20 @@ def _interpolation(side: int, factor: int, padding: str, dtype: Any) -> jax.Arra
 def upsample_learned(
     x: jax.Array, kernel: jax.Array, factor: int, padding: str = "SAME"
 ) -> jax.Array:
-    """Upsamples by a transposed convolution with a dense kernel.
+    """Upsample by a transposed convolution with a dense kernel.
 
     Args:
         x: [B, H, W, C].
-        kernel: [k, k, C, D]; ``kernel[a, b, c, d]`` is what class c of one pixel adds
-            to class d at row a, column b of its footprint, as Caffe defines it.
+        kernel: [k, k, C, D]; ``kernel[a, b, c, d]`` is the weight with which class c of
+            a pixel adds to class d at row a, column b of its footprint, as in Caffe.
         factor: the stride, with k = `kernel_side`.
         padding: as for `upsample_bilinear`.
+
     Returns:
-        [B, factor * H, factor * W, D] of the dtype of ``x``, or the uncut sides.
+        [B, factor * H, factor * W, D] of the dtype of ``x``; with "VALID" the sides of
+        `upsample_bilinear`.
     """
-    # lax.conv_transpose correlates, so the footprint must be turned around.
+    # lax.conv_transpose correlates, so the footprint must be flipped.
     kernel = kernel[::-1, ::-1].astype(x.dtype)
     pad = transpose_padding(factor, padding)
     return lax.conv_transpose(x, kernel, (factor, factor), [pad, pad])

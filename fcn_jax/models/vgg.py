@@ -1,6 +1,7 @@
 """VGG-16 with its dense layers as convolutions: the body of every FCN."""
 
 import math
+import numbers
 from typing import Any
 
 import flax.linen as nn
@@ -10,53 +11,67 @@ import jax.numpy as jnp
 from fcn_jax.models.convolution import Conv, Padding, max_pool
 from fcn_jax.models.extent import Extents, zero_outside
 
-# Convolutions per block and their filters at width 1.
+# Number of convolutions of each block, and their filters at width 1.
 BLOCKS = ((2, 64), (2, 128), (3, 256), (3, 512), (3, 512))
 FC_FILTERS = 4096
 NUM_POOLS = len(BLOCKS)
+_MAX_WIDTH = 1000  # Far above any real network, and array sizes stay below 2**63.
+_MAX_FLOAT32 = float(jnp.finfo(jnp.float32).max)
 
-# RGB mean of the training images of Oxford's VGG-16, which it expects subtracted.
+# Mean RGB of the training images of Oxford's VGG-16, to subtract from its input.
 VGG_MEAN_RGB = (123.68, 116.779, 103.939)
 
-# Random layers are made to give features of size 1, from inputs of these sizes (root
-# mean square): pixels less their mean, and pool5 of the Caffe VGG-16 on photographs.
-# With He's own scale a random fc6 and fc7 hand the size of their input on to the score
-# layer, whose first gradients are then so large that plain SGD diverges.
+# Root mean square of the inputs of these layers: pixels less their mean, and pool5 of
+# the Caffe VGG-16 on photographs. Their random kernels are divided by it, so that the
+# features have size 1. With He's plain scale, a random fc6 and fc7 pass the size of
+# pool5 on to the score layer, whose first gradients then make plain SGD diverge.
 _INPUT_SIZES = {"conv1_1": 64.0, "fc6": 8.0}
 
 
 def _kernel_init(layer: str) -> nn.initializers.Initializer:
-    """He's initialiser, for the size of the layer's input."""
+    """Return He's initialiser for the size of the layer's input."""
     scale = 2.0 / _INPUT_SIZES.get(layer, 1.0) ** 2
     return nn.initializers.variance_scaling(scale, "fan_in", "truncated_normal")
 
 
 def scaled(filters: int, width: float) -> int:
-    """Number of filters of a layer at this width.
+    """Return the number of filters of a layer at a width.
 
     Raises:
-        ValueError: if ``width`` does not give each layer a whole number of filters.
+        ValueError: if ``width`` is above `_MAX_WIDTH` or does not give every layer a
+            whole number of filters.
     """
-    if width <= 0 or not math.isclose(64 * width, round(64 * width)):
+    if (
+        not is_number(width)
+        or not 0 < width <= _MAX_WIDTH
+        or not math.isclose(64 * width, round(64 * width))
+    ):
         raise ValueError(
-            f"width = {width} gives conv1_1 {64 * width} filters; "
-            "pass a multiple of 1/64, such as 0.25"
+            f"width = {width!r} must be a multiple of 1/64, such as 0.25, and at most "
+            f"{_MAX_WIDTH:,}"
         )
     return round(64 * width) * filters // 64
 
 
+def is_number(value: Any) -> bool:
+    """Tell whether a value is a real number, finite in float32."""
+    real = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    return real and abs(value) <= _MAX_FLOAT32
+
+
 class VGG16(nn.Module):
-    """VGG-16, convolutional throughout.
+    """Compute the features of VGG-16, with convolutions throughout.
 
     Attributes:
-        num_classes: 0 ends at fc7; 1000 adds the ImageNet classifier fc8.
-        width: multiplier of all filters, for thin networks.
+        num_classes: 0 to end at fc7; 1000 to add the ImageNet classifier fc8.
+        width: multiplier of the number of filters, below 1 for thin networks.
         dropout: rate after fc6 and fc7.
-        dtype: of the computation.
-        pad: rows and columns of zeros that conv1_1 sees around the image.
-        fc6_padding: "SAME" keeps pool5's size; "VALID" loses 6 rows and columns.
-        remat: "blocks" keeps only the pools for the gradient, and computes the maps
-            between them again: less memory, more time; "none" keeps all.
+        dtype: dtype of the computation.
+        pad: zero padding of the image in conv1_1.
+        fc6_padding: "SAME" keeps the size of pool5; "VALID" removes 6 rows and columns.
+        remat: "blocks" keeps only the pools for the gradient and recomputes the maps
+            between them, for less memory and more time; "none" keeps all maps.
+
     Reference: Simonyan and Zisserman, arXiv:1409.1556, configuration D; Long et al.,
         arXiv:1411.4038, section 4.1.
     """
@@ -73,17 +88,18 @@ class VGG16(nn.Module):
     def __call__(
         self, x: jax.Array, extents: Extents | None = None, *, train: bool = False
     ) -> dict[str, jax.Array]:
-        """Features of a batch.
+        """Compute the features of a batch.
 
         Args:
             x: [B, H, W, 3] float, RGB with the mean subtracted.
-            extents: where images are smaller than the batch: of
-                `fcn_jax.models.geometry.body_extents`. Maps are zero outside.
-            train: applies dropout; needs the "dropout" key.
+            extents: if images are padded, from `fcn_jax.models.geometry.body_extents`;
+                maps are set to zero outside them.
+            train: whether to apply dropout, which needs the "dropout" key.
+
         Returns:
-            The maps that heads are built on: "pool1" .. "pool5" [B, H/2^i, W/2^i, C],
-            sides rounded up, then "fc7" and, with ``num_classes``, "fc8" of pool5's
-            sides. More ``pad`` makes all larger, a VALID fc6 the last two smaller.
+            "pool1" .. "pool5" [B, H/2^i, W/2^i, C], sides rounded up; "fc7" and, with
+            ``num_classes``, "fc8" with the sides of pool5. A ``pad`` above 1 enlarges
+            all maps; "VALID" takes 6 rows and columns off the last two.
         """
         maps, extents = {}, extents or {}
         x = x.astype(self.dtype)
@@ -104,7 +120,7 @@ class VGG16(nn.Module):
         return maps
 
     def _block(self, block: int, x: jax.Array, extent: jax.Array | None) -> jax.Array:
-        """The convolutions of a block and its pool, [B, H/2, W/2, C]."""
+        """Apply the convolutions of a block and its pool; return [B, H/2, W/2, C]."""
         convolutions, filters = BLOCKS[block - 1]
         filters = scaled(filters, self.width)
         for i in range(1, convolutions + 1):

@@ -1,114 +1,98 @@
-"""A check of the data that a config names, before a run is spent on it."""
+"""The check-data command: survey the splits that a config names, before a run."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from fcn_jax.data.balance import BALANCES
-from fcn_jax.data.survey import Survey, check_source, overlaps, report, shortened
+from fcn_jax.data.shorten import shorten
+from fcn_jax.data.survey import (
+    BALANCES,
+    Survey,
+    class_weights,
+    overlaps,
+    survey_source,
+    survey_table,
+)
 from fcn_jax.files import write_json
 from fcn_jax.training.config import Config, check, make_source
 from fcn_jax.visualize import class_chart
 
-_MOST_LINES = 20  # Printed of problems or warnings; data.json has them all.
-_LEAST_THREADS = 4
+_MAX_LINES = 20  # Printed lines of problems or warnings; data.json has all of them.
+_MAX_OVERLAPS = 10
+_MIN_THREADS = 4
 
 
 def check_data(config: Config, out: Path, *, progress: bool = True) -> int:
-    """Reads the training and the evaluation split whole, and tells what they hold.
+    """Read the training and the evaluation split whole and report what they hold.
 
-    Prints tables and findings; writes ``out/data.json``, with all numbers, problems
-    and warnings, and ``out/classes.png``.
+    It prints tables, problems and warnings. It writes ``out/data.json``, which has all
+    numbers and lines, and ``out/classes.png``.
 
     Args:
-        config: of the run. Its weights need not be there yet.
-        out: folder of the results, made if it is missing.
+        config: the config of the run; its weights may be missing.
+        out: folder for the results, created if it is missing.
         progress: whether to show progress bars.
+
     Returns:
         The exit status: 1 if an example or a split cannot be used or the splits
-        overlap, else 0. Warnings alone leave it at 0.
+        overlap, else 0. Warnings alone give 0.
     """
-    sources, findings = _open(config)
+    sources, problems = _open_sources(config)
     surveys = {
-        split: check_source(
+        split: survey_source(
             source,
             num_classes=config.data.num_classes,
-            ignore_label=config.data.ignore_label,
-            threads=max(_LEAST_THREADS, config.data.threads),
+            threads=max(_MIN_THREADS, config.data.threads),
             progress=progress,
         )
         for split, source in sources.items()
     }
-    problems = findings + _lines(surveys, "problems")
-    shared = overlaps(surveys)
-    names = config.class_names()
+    names, shared = config.class_names(), shorten(overlaps(surveys), _MAX_OVERLAPS)
+    report = {"Problems": problems.copy(), "Overlaps": shared, "Warnings": []}
+    for split, survey in surveys.items():
+        report["Problems"] += [f"{split}: {line}" for line in survey.problems]
+        report["Warnings"] += [f"{split}: {line}" for line in survey.warnings]
     if surveys:
-        print(report(surveys, names))
-    _print_lines("Problems", problems)
-    _print_lines("Overlaps", shared)
-    _print_lines("Warnings", _lines(surveys, "warnings"))
+        print(survey_table(surveys, names))
+    for title, lines in report.items():
+        print("\n  ".join([f"\n{title}:", *shorten(lines or ["none"], _MAX_LINES)]))
     if surveys:
-        write_json(out / "data.json", _record(surveys, names, findings, shared))
-        class_chart(out / "classes.png", surveys, names)
+        record = {"class_names": names, "problems": problems, "overlaps": shared}
+        splits = {split: _record(survey) for split, survey in surveys.items()}
+        write_json(out / "data.json", {**record, "splits": splits})
+        shares = {split: survey.shares for split, survey in surveys.items()}
+        class_chart(out / "classes.png", shares, names)
         print(f"\nWritten: {out}/data.json, {out}/classes.png")
-    return 1 if problems or shared else 0
+    return 1 if report["Problems"] or shared else 0
 
 
-def _open(config: Config) -> tuple[dict[str, Any], list[str]]:
-    """The sources of the splits, and why others have none."""
+def _open_sources(config: Config) -> tuple[dict[str, Any], list[str]]:
+    """Return the sources of the splits that can be read, and what is wrong."""
     data = config.data
     try:
         check(dataclasses.replace(config, init_from=""))  # Weights may come later.
     except ValueError as error:
         return {}, [str(error)]
-    sources, findings = {}, []
+    sources, problems = {}, []
     for split in dict.fromkeys((data.train_split, data.eval_split)):
         try:
             sources[split] = make_source(config, split)
         except ValueError as error:
-            findings.append(str(error))
+            problems.append(str(error))
     if data.train_split == data.eval_split:
-        findings.append(
-            f"data.train_split and data.eval_split are both {data.train_split!r}: "
-            "images that were trained on show nothing in an evaluation"
+        problems.append(
+            f"config.data.train_split and eval_split are both {data.train_split!r}: a "
+            "score on the training images says nothing about other images"
         )
-    return sources, list(dict.fromkeys(findings))
+    return sources, list(dict.fromkeys(problems))  # Both splits may fail alike.
 
 
-def _lines(surveys: dict[str, Survey], kind: str) -> list[str]:
-    return [
-        f"{split}: {line}"
-        for split, survey in surveys.items()
-        for line in getattr(survey, kind)
-    ]
-
-
-def _print_lines(title: str, lines: Sequence[str]) -> None:
-    print("\n  ".join([f"\n{title}:", *shortened(lines or ["none"], _MOST_LINES)]))
-
-
-def _record(
-    surveys: dict[str, Survey],
-    class_names: Sequence[str],
-    findings: list[str],
-    shared: list[str],
-) -> dict[str, Any]:
-    return {
-        "class_names": list(class_names),
-        "problems": findings,
-        "overlaps": shared,
-        "splits": {split: _split_record(survey) for split, survey in surveys.items()},
-    }
-
-
-def _split_record(survey: Survey) -> dict[str, Any]:
+def _record(survey: Survey) -> dict[str, Any]:
     record = {
-        "images": survey.images,
+        "images": survey.examples,
         "read": len(survey.names),
-        "sizes": {f"{h}x{w}": n for (h, w), n in sorted(survey.sizes.items())},
+        "sizes": {f"{h}x{w}": n for (h, w), n in sorted(Counter(survey.sizes).items())},
         "mean_rgb": survey.mean_rgb,
         "void_pixels": survey.void_pixels,
         "class_pixels": survey.class_pixels.tolist(),
@@ -117,7 +101,6 @@ def _split_record(survey: Survey) -> dict[str, Any]:
         "problems": survey.problems,
         "warnings": survey.warnings,
     }
-    if survey.class_pixels.any():
-        for name, balance in BALANCES.items():
-            record[name] = np.round(balance(survey), 6).tolist()
+    for balance in BALANCES if survey.class_pixels.any() else ():
+        record[balance] = class_weights(survey, balance).round(6).tolist()
     return record

@@ -1,66 +1,69 @@
-"""Checkpoints of the training state, whole or absent."""
+"""Checkpoints of the training state."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from fcn_jax.parallel import global_state
 from fcn_jax.training.steps import TrainState
 
 
 class Checkpoints:
-    """The latest checkpoints of a run and its best by mean IU, through Orbax.
+    """Keep the latest checkpoints of a run and that of its best network, with Orbax.
 
     All processes of a run make one and call the same methods at the same steps.
 
     Args:
-        directory: where they lie; made at the first save.
-        keep: how many of the latest are kept, the best besides.
+        directory: folder of the checkpoints, created at the first save.
+        keep: number of latest checkpoints to keep.
+        best_step: step of the best network so far, whose checkpoint is kept, too.
     """
 
-    def __init__(self, directory: Path, *, keep: int):
-        policies = [
-            preservation_policy.LatestN(keep),
-            preservation_policy.BestN(
-                get_metric_fn=lambda metrics: metrics["mean_iu"],
-                n=1,
-                keep_checkpoints_without_metrics=False,
-            ),
-        ]
-        options = ocp.CheckpointManagerOptions(
-            preservation_policy=preservation_policy.AnyPreservationPolicy(policies)
-        )
+    def __init__(self, directory: Path, *, keep: int, best_step: int | None = None):
+        self._keep, self._best_step = keep, best_step
+        # Orbax's own policy for the best forgets the scores when it is reopened.
+        options = ocp.CheckpointManagerOptions(preservation_policy=self)
         self._manager = ocp.CheckpointManager(directory.absolute(), options=options)
 
+    def should_preserve(
+        self, checkpoints: Sequence[Any], *, context: Any = None
+    ) -> Sequence[bool]:
+        """Tell Orbax which checkpoints to keep, oldest first."""
+        latest = [c.step for c in checkpoints[-self._keep :]]
+        return [c.step in latest or c.step == self._best_step for c in checkpoints]
+
     def latest_step(self) -> int | None:
-        """The step of the latest checkpoint, None where there is none."""
+        """Return the step of the latest checkpoint, or None."""
         return self._manager.latest_step()
 
-    def save(self, state: TrainState, metrics: dict[str, float] | None = None) -> None:
-        """Starts to save a state; it counts once all of it is written.
+    def save(self, state: TrainState, *, best: bool = False) -> None:
+        """Start to save a state. An interrupted save leaves no checkpoint.
 
         Args:
-            state: copied before this returns, so it may be donated afterwards.
-            metrics: of its evaluation, with "mean_iu"; None if it had none.
+            state: the state; it is copied first, so the caller may donate it then.
+            best: whether its network is the best so far.
         """
         step = int(state.step)
+        if best:
+            self._best_step = step
         if step not in self._manager.all_steps():
             args = ocp.args.StandardSave(global_state(state)._asdict())
-            self._manager.save(step, args=args, metrics=metrics)
+            self._manager.save(step, args=args)
 
     def restore(self, state: TrainState) -> TrainState:
-        """The latest checkpoint, as numpy arrays, whatever devices it was saved from.
+        """Return the latest checkpoint as numpy arrays, for any number of devices.
 
         Args:
-            state: tells structure, shapes and dtypes, as `jax.eval_shape` gives them.
+            state: structure, shapes and dtypes, as `jax.eval_shape` returns them.
         """
         arrays = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), state)
         args = ocp.args.StandardRestore(arrays._asdict())
         return TrainState(**self._manager.restore(self.latest_step(), args=args))
 
     def close(self) -> None:
-        """Waits until all is written."""
+        """Wait until all checkpoints are written."""
         self._manager.close()

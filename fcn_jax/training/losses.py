@@ -6,20 +6,22 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from fcn_jax.data.labels import VOID
+
 
 def pixel_weights(
-    label: jax.Array, *, ignore_label: int = 255, class_weights: Sequence[float] = ()
+    label: jax.Array, *, class_weights: Sequence[float] = ()
 ) -> jax.Array:
-    """What each pixel counts in the loss.
+    """Return the weight of each pixel in the loss.
 
     Args:
-        label: [...] int32 in [0, C), or ``ignore_label`` for void pixels.
-        ignore_label: the void value.
-        class_weights: one for each of C classes; () for 1 each.
+        label: [...] int32 in [0, C), or `VOID`.
+        class_weights: the weight of each of the C classes; () for 1 each.
+
     Returns:
-        [...] float32, 0 where void.
+        [...] float32, 0 where the label is `VOID`.
     """
-    labelled = label != ignore_label
+    labelled = label != VOID
     if not class_weights:
         return labelled.astype(jnp.float32)
     weights = jnp.asarray(class_weights, jnp.float32)
@@ -30,27 +32,25 @@ def cross_entropy(
     logits: jax.Array,
     label: jax.Array,
     *,
-    ignore_label: int = 255,
     class_weights: Sequence[float] = (),
 ) -> tuple[jax.Array, jax.Array]:
-    """Softmax cross-entropy of the labelled pixels, as a sum and what they count.
+    """Sum the softmax cross-entropy and the weights of the labelled pixels.
 
     Args:
         logits: [..., C] float32.
-        label: [...] int32 in [0, C), or ``ignore_label`` for void pixels, which change
-            neither value nor gradient.
-        ignore_label: the void value.
-        class_weights: as `pixel_weights` has them.
+        label: [...] int32 in [0, C), or `VOID`; void pixels change neither the value
+            nor the gradient.
+        class_weights: as in `pixel_weights`.
+
     Returns:
-        The loss in nats summed over labelled pixels, each times its weight, and the sum
-        of their weights, float32 both.
+        The weighted sum of the losses in nats and the sum of the weights, both [] in
+        float32.
+
     Reference: Long et al., arXiv:1411.4038, section 3.4.
     """
-    labelled = label != ignore_label
-    weights = pixel_weights(
-        label, ignore_label=ignore_label, class_weights=class_weights
-    )
-    # Masked before the loss as well as after: its NaN would survive in the gradient.
+    labelled = label != VOID
+    weights = pixel_weights(label, class_weights=class_weights)
+    # Mask before the loss as well as after: a NaN would survive in the gradient.
     loss = optax.softmax_cross_entropy_with_integer_labels(
         logits, jnp.where(labelled, label, 0)
     )

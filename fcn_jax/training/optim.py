@@ -12,23 +12,22 @@ SCHEDULES = ("poly", "cosine", "constant")
 def make_schedule(
     name: str, *, learning_rate: float, steps: int, warmup_steps: int = 0
 ) -> optax.Schedule:
-    """The learning rate at each step.
+    """Return the function from a step to its learning rate.
 
     Args:
-        name: "poly" falls to 0 as (1 - t/T)^0.9, "cosine" as (1 + cos(pi t/T)) / 2,
-            "constant" stays.
-        learning_rate: the highest.
-        steps: of the whole run, warm-up included.
+        name: "poly" decays to 0 as (1 - t/T)^0.9, "cosine" as (1 + cos(pi t/T)) / 2;
+            "constant" does not decay.
+        learning_rate: the highest rate.
+        steps: steps of the whole run, warm-up included.
         warmup_steps: first steps, over which the rate rises linearly from 0.
-    Returns:
-        ``step -> rate``.
+
     Raises:
-        ValueError: if the name is not known, or the warm-up outlasts the run.
+        ValueError: if ``name`` is unknown or the warm-up takes the whole run.
     """
     if warmup_steps and warmup_steps >= steps:
         raise ValueError(
-            f"optim.warmup_steps = {warmup_steps} must be less than the {steps} steps "
-            "of the run"
+            f"warmup_steps = {warmup_steps} must be less than the {steps} steps of the "
+            "run"
         )
     decay_steps = steps - warmup_steps
     if name == "poly":
@@ -38,9 +37,8 @@ def make_schedule(
     elif name == "constant":
         decay = optax.constant_schedule(learning_rate)
     else:
-        raise ValueError(
-            f"optim.schedule = {name!r} is not one of {', '.join(SCHEDULES)}"
-        )
+        schedules = ", ".join(SCHEDULES)
+        raise ValueError(f"name = {name!r} is not one of the schedules {schedules}")
     if not warmup_steps:
         return decay
     warmup = optax.linear_schedule(0.0, learning_rate, warmup_steps)
@@ -52,23 +50,21 @@ def make_optimizer(
     schedule: optax.Schedule,
     *,
     momentum: float = 0.9,
-    weight_decay: float = 0.0,
+    weight_decay: float = 1e-4,
     bias_rate: float = 1.0,
 ) -> optax.GradientTransformation:
-    """SGD with momentum, or AdamW; kernels alone are decayed.
+    """Make SGD with momentum or AdamW, with weight decay of the kernels only.
 
     Args:
-        name: "sgd": Caffe's, the decay joins the gradient before the momentum. "adamw":
-            the decay is apart from the adaptive step.
-        schedule: ``step -> rate``.
-        momentum: of SGD.
-        weight_decay: factor of a kernel that is added to its gradient ("sgd") or to its
-            step ("adamw").
-        bias_rate: the rate of biases, in multiples of that of kernels.
-    Returns:
-        The optax transformation.
+        name: "sgd", as in Caffe, adds the decay to the gradient before the momentum;
+            "adamw" adds it to the adaptive step.
+        schedule: ``step -> learning rate``.
+        momentum: momentum of SGD.
+        weight_decay: factor of the kernels in the decay.
+        bias_rate: learning rate of the biases as a multiple of that of the kernels.
+
     Raises:
-        ValueError: if the name is not known.
+        ValueError: if ``name`` is unknown.
     """
     decay = optax.add_decayed_weights(weight_decay, mask=_is("kernel"))
     if name == "sgd":
@@ -76,7 +72,8 @@ def make_optimizer(
     elif name == "adamw":
         direction = [optax.scale_by_adam(), decay]
     else:
-        raise ValueError(f"optim.name = {name!r} is not one of {', '.join(OPTIMIZERS)}")
+        optimizers = ", ".join(OPTIMIZERS)
+        raise ValueError(f"name = {name!r} is not one of the optimizers {optimizers}")
     return optax.chain(
         *direction,
         optax.masked(optax.scale(bias_rate), _is("bias")),
@@ -85,7 +82,7 @@ def make_optimizer(
 
 
 def _is(leaf: str) -> Any:
-    """A mask that is true on the parameters of this name."""
+    """Return a mask for optax that is true for the parameters of this name."""
     return lambda params: jax.tree.map_with_path(
         lambda path, _: path[-1].key == leaf, params
     )

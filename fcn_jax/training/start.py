@@ -1,4 +1,4 @@
-"""How a run begins: from weights, from nothing, or where it was left off."""
+"""The start of a run: from weights, from random parameters, or from a checkpoint."""
 
 import dataclasses
 import functools
@@ -7,25 +7,24 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import optax
 
-from fcn_jax.data.balance import BALANCES
-from fcn_jax.data.survey import check_source
-from fcn_jax.models.fcn import FCN
+from fcn_jax.data.survey import class_weights, survey_source
+from fcn_jax.network import Network
 from fcn_jax.processes import is_main
 from fcn_jax.training.checkpoint import Checkpoints
 from fcn_jax.training.config import (
     CONFIG_FILE,
     Config,
+    check_trainable,
     load_config,
     make_model,
-    refuse_hopeless,
+    prefixed,
     save_config,
 )
 from fcn_jax.training.steps import TrainState, init_state
 from fcn_jax.weights.load import read
-from fcn_jax.weights.transplant import transplant
+from fcn_jax.weights.transplant import init_params, transplant
 
 _log = logging.getLogger("fcn_jax")
 
@@ -37,26 +36,28 @@ def start_or_resume(
     tx: optax.GradientTransformation,
     source: Any,
 ) -> tuple[Config, TrainState, bool]:
-    """The state that a run begins with.
+    """Return the state that a run begins with.
 
     Args:
-        config: of the run.
-        workdir: of the run; receives the config.
-        checkpoints: in it.
+        config: the config of the run.
+        workdir: directory of the run, which receives the config.
+        checkpoints: the checkpoints in it.
         tx: the optimiser.
         source: the training images, for `Config.class_balance`.
+
     Returns:
-        config: with what the weights and the data tell: mean and class weights.
-        state: the first, or that of the latest checkpoint.
-        trained: whether the run begins with a network that was trained already.
+        config: the config with the mean of the weights and the class weights.
+        state: the first state, or that of the latest checkpoint.
+        trained: whether a new run begins with a trained network.
+
     Raises:
         ValueError: if the weights do not suit the network, or the directory holds
             another run.
     """
     if checkpoints.latest_step() is not None:
-        config = _as_before(config, workdir / CONFIG_FILE)
-        fresh = functools.partial(_init_params, make_model(config), frozenset())
-        params = jax.eval_shape(fresh, key_of(config, "params"))
+        config = _config_to_resume(config, workdir / CONFIG_FILE)
+        fresh = functools.partial(init_params, make_model(config), given={})
+        params = jax.eval_shape(fresh, random_key(config, "params"))
         state = checkpoints.restore(
             jax.eval_shape(functools.partial(init_state, tx=tx), params)
         )
@@ -64,76 +65,53 @@ def start_or_resume(
         return config, state, False
     config, given = _balanced(config, source), {}
     if config.init_from:
-        config, given = _weights(config)
-    model = make_model(config)
-    known = frozenset((part, layer) for part in given for layer in given[part])
-    params = _init_params(model, known, key_of(config, "params"))
-    for part, layers in given.items():
-        params[part] |= jax.tree.map(jnp.asarray, layers)
+        config, given = _read_weights(config)
+    params = init_params(make_model(config), random_key(config, "params"), given)
     if is_main():
         workdir.mkdir(parents=True, exist_ok=True)
         save_config(workdir / CONFIG_FILE, config)
     return config, init_state(params, tx), bool(given.get("head"))
 
 
-def _balanced(config: Config, source: Any) -> Config:
-    """The config with the class weights that its training labels ask for.
+def random_key(config: Config, purpose: str) -> jax.Array:
+    """Return the random key of the initial "params", or that of all "steps"."""
+    number = {"params": 0, "steps": 1}[purpose]
+    return jax.random.fold_in(jax.random.key(config.seed), number)
 
-    Raises:
-        ValueError: for the first example that cannot be read.
-    """
+
+def _balanced(config: Config, source: Any) -> Config:
+    """Return the config with the class weights computed from the training labels."""
     if not config.class_balance or config.class_weights:
         return config
-    data = config.data
-    survey = check_source(
-        source, num_classes=data.num_classes, ignore_label=data.ignore_label
-    )
+    survey = survey_source(source, num_classes=config.data.num_classes)
     if survey.problems:
         raise ValueError(survey.problems[0])
-    weights = BALANCES[config.class_balance](survey)
+    weights = class_weights(survey, config.class_balance)
     _log.info("class weights: %s", " ".join(f"{weight:.3g}" for weight in weights))
     return dataclasses.replace(config, class_weights=tuple(weights.tolist()))
 
 
-def _weights(config: Config) -> tuple[Config, dict[str, Any]]:
-    """The parameters that the weights of a config give, and the config with its mean.
-
-    Raises:
-        ValueError: if they do not suit the network, or no training could come of it.
-    """
-    weights = read(config.init_from)
-    config = _with_mean(config, weights.mean_rgb)
-    refuse_hopeless(config, weights.model is None)
-    try:
-        given, notes = transplant(weights, make_model(config))
-    except ValueError as error:
-        raise ValueError(f"config.init_from = {config.init_from}: {error}") from error
-    for note in (f"({weights.source})", *notes):
+def _read_weights(config: Config) -> tuple[Config, dict[str, Any]]:
+    """Return the config with the mean of its weights, and their parameters."""
+    source = read(config.init_from)
+    is_fcn = isinstance(source, Network)
+    config = _with_mean(config, source.model.mean_rgb if is_fcn else source.mean_rgb)
+    check_trainable(config, from_vgg16=not is_fcn)
+    with prefixed(f"config.init_from = {config.init_from}: "):
+        given, notes = transplant(source, make_model(config))
+    kind = source.model.variant if is_fcn else source.source
+    for note in (f"({kind})", *notes):
         _log.info("starting from %s: %s", config.init_from, note)
     return config, given
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _init_params(
-    model: FCN, known: frozenset[tuple[str, str]], key: jax.Array
-) -> dict[str, Any]:
-    """Random parameters, without the layers that are known."""
-    params = model.init(key, jnp.zeros([1, 1, 1, 3]))["params"]
-    return {
-        part: {name: p for name, p in layers.items() if (part, name) not in known}
-        for part, layers in params.items()
-    }
-
-
 def _with_mean(config: Config, mean_rgb: tuple[float, ...]) -> Config:
-    mean_rgb = tuple(mean_rgb)
-    return dataclasses.replace(
-        config, model=dataclasses.replace(config.model, mean_rgb=mean_rgb)
-    )
+    model = dataclasses.replace(config.model, mean_rgb=tuple(mean_rgb))
+    return dataclasses.replace(config, model=model)
 
 
-def _as_before(config: Config, path: Path) -> Config:
-    """The config, if it can go on with the run that ``path`` tells of."""
+def _config_to_resume(config: Config, path: Path) -> Config:
+    """Return the config to resume with; raise if the saved run does not match it."""
     before = load_config(path)
     config = _with_mean(config, before.model.mean_rgb)
     if not config.class_weights:
@@ -145,17 +123,11 @@ def _as_before(config: Config, path: Path) -> Config:
             if was == now:
                 continue
             change = f"config.{name}.{field.name} was {was!r} and is {now!r}"
-            # What the shapes and the meaning of the saved state depend on.
+            # The saved state depends on these.
             if name == "model" or field.name in ("num_classes", "ignore_label", "name"):
                 raise ValueError(
-                    f"{path.parent} holds another run: {change}. Give the new one a "
-                    "--workdir of its own"
+                    f"{path.parent} holds another run: {change}. Choose another "
+                    "directory for the new run"
                 )
             _log.warning("resuming with another setting: %s", change)
     return config
-
-
-def key_of(config: Config, purpose: str) -> jax.Array:
-    """The key of the initial "params", or that of all "steps"."""
-    number = {"params": 0, "steps": 1}[purpose]
-    return jax.random.fold_in(jax.random.key(config.seed), number)

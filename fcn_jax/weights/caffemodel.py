@@ -1,9 +1,9 @@
-"""VGG-16 and FCN from Caffe's ``.caffemodel``, without Caffe.
+"""Read VGG-16 and FCNs from Caffe's ``.caffemodel``, without Caffe.
 
-The file is a protocol buffer: fields of a number, a wire type and a value, some of
-them messages of fields again. It is mapped, and its arrays are views of the map, so
-half a gigabyte of weights costs no copy. Parsed by the protobuf library, it would be
-in memory three times: as bytes, as a message and as arrays.
+The file is a protocol buffer: a list of fields, each with a number, a wire type and a
+value. The value may be a list of fields again. The file is memory-mapped and the arrays
+are views of it, so half a gigabyte of weights is not copied. The protobuf library would
+hold three copies: bytes, a message and arrays.
 
 Reference: https://protobuf.dev/programming-guides/encoding, and caffe.proto of Caffe.
 """
@@ -29,29 +29,34 @@ from fcn_jax.weights.layers import (
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _WIDTHS = {_FIXED64: 8, _FIXED32: 4}
 
-# Of the layers in a NetParameter: the field, its name, and in it those of the name and
-# of the blobs.
+# Fields of a NetParameter that hold layers. By number: the kind of layer, and the
+# numbers of the fields of a layer that hold its name and its blobs.
 _LAYERS = {2: ("V1 layers", 4, 6), 100: ("layers", 1, 7)}
-# In a BlobProto: num, channels, height and width of old, data, shape, double_data.
+# Fields of a BlobProto: num, channels, height, width (in old files); data; shape;
+# double_data.
 _LEGACY_SHAPE, _DATA, _SHAPE, _DOUBLE_DATA = (1, 2, 3, 4), 5, 7, 8
 
-# Far above any network. Without limits, a small file of tiny fields could fill the
+# Limits far above any network, because a small file of tiny fields could fill the
 # memory with objects.
 _MAX_FIELDS, _MAX_BLOBS, _MAX_DIMENSIONS = 10_000, 16, 32
-_RUN = 65_536
+_MAX_JOINED = 65_536  # Unpacked numbers that are joined into one value.
+_CUT_OFF = "it is cut off or damaged"
 
 
 def read(path: str | Path) -> WeightFile:
-    """Reads a ``.caffemodel`` of V1 or of current layers, as VGG's own and the FCNs'.
+    """Read a ``.caffemodel`` with V1 layers, like VGG's file, or with current layers.
 
     Args:
         path: the file.
+
     Returns:
-        The layers with weights. The mean is VGG's, or the FCNs' where there are scores.
-        Arrays are views of the file: do not change it while they are in use.
+        The layers with weights. The mean is that of the released FCNs if there are
+        scores, else that of VGG-16. The arrays are views of the file: do not change it
+        while they are in use.
+
     Raises:
-        ValueError: if the file is damaged, or a layer of a known name does not hold
-            the arrays that it must.
+        ValueError: if the file is damaged or a known layer has too few or too many
+            arrays.
     """
     layers, unused, kinds = {}, [], set()
     try:
@@ -64,7 +69,7 @@ def read(path: str | Path) -> WeightFile:
             else:
                 unused.append(name)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is no readable .caffemodel: {error}") from error
+        raise ValueError(f"{path} is not a readable .caffemodel: {error}") from error
     return WeightFile(
         layers,
         FCN_MEAN_RGB if "score_fr" in layers else VGG_MEAN_RGB,
@@ -74,7 +79,7 @@ def read(path: str | Path) -> WeightFile:
 
 
 def _layers(net: memoryview) -> Iterator[tuple[str, str, list[np.ndarray]]]:
-    """The kind, the name and the arrays of each layer that has any."""
+    """Yield the kind, the name and the arrays of each layer that has arrays."""
     for field, _, layer in _fields(net):
         if field not in _LAYERS or not isinstance(layer, memoryview):
             continue
@@ -95,22 +100,21 @@ def _layers(net: memoryview) -> Iterator[tuple[str, str, list[np.ndarray]]]:
 
 
 def _layer(name: str, blobs: list[np.ndarray]) -> dict[str, np.ndarray]:
-    """A layer in this library's layout."""
-    alone = name in SCALES or name in UPSAMPLINGS
-    if len(blobs) != (1 if alone else 2):
-        wanted = "one blob" if alone else "two blobs"
-        raise ValueError(f"layer {name!r} has {len(blobs)} of them, want {wanted}")
+    """Return a layer in the layout of this library."""
+    wanted = 1 if name in SCALES or name in UPSAMPLINGS else 2
+    if len(blobs) != wanted:
+        raise ValueError(f"layer {name!r} has {len(blobs)} blob(s), want {wanted}")
     if name in SCALES:
         return {"scale": blobs[0].reshape(-1)}
     weight = blobs[0]
     if name.startswith("fc") and weight.ndim == 4 and weight.shape[:2] == (1, 1):
-        weight = weight[0, 0]  # Dense, in the four sides of old.
-    kernel = reversed_colors(name, from_chw(name, weight))
-    return {"kernel": kernel} | ({} if alone else {"bias": blobs[1].reshape(-1)})
+        weight = weight[0, 0]  # A dense layer; all arrays of old files are 4-D.
+    layer = {"kernel": reversed_colors(name, from_chw(name, weight))}
+    return layer if wanted == 1 else layer | {"bias": blobs[1].reshape(-1)}
 
 
 def _blob(message: memoryview) -> np.ndarray:
-    """The array in a BlobProto, of float32 or float64."""
+    """Return the array in a BlobProto, float32 or float64."""
     legacy, shape = [0, 0, 0, 0], None
     numbers: dict[int, list[np.ndarray]] = {_DATA: [], _DOUBLE_DATA: []}
     for number, wire, value in _fields(message):
@@ -125,12 +129,12 @@ def _blob(message: memoryview) -> np.ndarray:
     array = chunks[0] if len(chunks) == 1 else np.concatenate(chunks)
     shape = tuple(legacy) if shape is None else shape
     if math.prod(shape) != array.size:
-        raise ValueError(f"a blob of {array.size:,} numbers claims the shape {shape}")
+        raise ValueError(f"a blob has the shape {shape} but {array.size:,} numbers")
     return array.reshape(shape)
 
 
 def _dimensions(message: memoryview) -> tuple[int, ...]:
-    """The sides in a BlobShape, packed or one by one."""
+    """Return the sides in a BlobShape, packed or not."""
     sides: list[int] = []
     for number, wire, value in _fields(message):
         if number == 1 and wire == _VARINT:
@@ -146,10 +150,10 @@ def _dimensions(message: memoryview) -> tuple[int, ...]:
 
 
 def _fields(message: memoryview) -> Iterator[tuple[int, int, int | memoryview | bytes]]:
-    """The number, the wire type and the value of each field.
+    """Yield the number, the wire type and the value of each field.
 
-    A value is an int (`_VARINT`) or bytes. Numbers that are not packed, each with its
-    field's tag before it, come joined in long runs.
+    A value is an int (`_VARINT`) or bytes. Unpacked numbers have a tag each; adjacent
+    ones are joined into one value of at most `_MAX_JOINED` numbers.
     """
     at = 0
     for _ in range(_MAX_FIELDS):
@@ -164,21 +168,24 @@ def _fields(message: memoryview) -> Iterator[tuple[int, int, int | memoryview | 
             length, at = _varint(message, at)
             value, at = message[at : at + length], at + length
         elif wire in _WIDTHS:
-            value = _run(message, start, at - start + _WIDTHS[wire], at - start)
+            value = _joined(message, start, at - start + _WIDTHS[wire], at - start)
             at = start + len(value) // _WIDTHS[wire] * (at - start + _WIDTHS[wire])
         else:
-            raise ValueError(f"a field has the wire type {wire}")
+            raise ValueError(f"a field has the unknown wire type {wire}")
         if at > len(message):
-            raise ValueError("it is cut off, or no .caffemodel at all")
+            raise ValueError(_CUT_OFF)
         yield number, wire, value
     raise ValueError(f"a message has more than {_MAX_FIELDS:,} fields")
 
 
-def _run(message: memoryview, start: int, record: int, tag: int) -> bytes:
-    """The values of equal fields in a row, each a record of a tag and the value."""
-    count = min((len(message) - start) // record, _RUN)
+def _joined(message: memoryview, start: int, record: int, tag: int) -> bytes:
+    """Join the values of adjacent fields with equal tags, from ``start`` on.
+
+    A field has ``record`` bytes, of which the first ``tag`` are its tag.
+    """
+    count = min((len(message) - start) // record, _MAX_JOINED)
     if not count:
-        raise ValueError("it is cut off, or no .caffemodel at all")
+        raise ValueError(_CUT_OFF)
     records = np.frombuffer(message[start : start + count * record], np.uint8)
     records = records.reshape(count, record)
     same = (records[:, :tag] == records[0, :tag]).all(axis=1)
@@ -187,11 +194,11 @@ def _run(message: memoryview, start: int, record: int, tag: int) -> bytes:
 
 
 def _varint(message: memoryview, at: int) -> tuple[int, int]:
-    """An integer in base 128, least digit first, and where it ends."""
+    """Return an integer in base 128, lowest digit first, and where it ends."""
     value = 0
     for shift in range(0, 70, 7):
         if at >= len(message):
-            raise ValueError("it is cut off, or no .caffemodel at all")
+            raise ValueError(_CUT_OFF)
         byte = message[at]
         at += 1
         value |= (byte & 0x7F) << shift

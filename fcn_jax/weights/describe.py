@@ -1,4 +1,4 @@
-"""What is in a weight file: a report for people to read."""
+"""A readable report of a weight file."""
 
 from pathlib import Path
 
@@ -9,20 +9,20 @@ from fcn_jax.weights.layers import WeightFile, network_of
 
 
 def describe(path: str | Path, content: WeightFile) -> str:
-    """A report of a file: the network, its mean, its layers and their numbers.
+    """Return lines about a file: its network, its mean and statistics of its layers.
 
     Args:
-        path: of the file.
-        content: of the file, as `fcn_jax.weights.load.read_content` gives it.
-    Returns:
-        Lines to print. Kernels are H, W, I, O for RGB, whatever the file's own layout.
+        path: the file.
+        content: its content, as `fcn_jax.weights.load.read_content` returns it. Kernels
+            are H, W, I, O for RGB, whatever the layout of the file.
+
     Raises:
-        ValueError: if the layers make no network at all.
+        ValueError: if the layers do not form a network.
     """
     mean = ", ".join(f"{value:g}" for value in content.mean_rgb)
     lines = [
         str(path),
-        _what(content, network_of(content)),
+        _network_line(content, network_of(content)),
         f"from {content.source}; below as RGB, H, W, I, O",
         f"subtracts the mean RGB {mean}",
         "",
@@ -38,7 +38,7 @@ def describe(path: str | Path, content: WeightFile) -> str:
     return "\n".join(lines)
 
 
-def _what(content: WeightFile, model: FCN | None) -> str:
+def _network_line(content: WeightFile, model: FCN | None) -> str:
     layers = content.layers
     if model:
         scales = " and ".join(f"{scale:g}" for scale in model.pool_scales)
@@ -48,12 +48,13 @@ def _what(content: WeightFile, model: FCN | None) -> str:
             + ("learned" if model.learn_upsampling else "bilinear")
             + " upsampling"
         )
-    if "fc8" in layers:
+    if "bias" in layers.get("fc8", ()):
         return f"VGG-16 classifier, {layers['fc8']['bias'].size} classes"
     return "VGG-16" + ("" if "fc6" in layers else " without fully connected layers")
 
 
 def _row(name: str, part: str, array: np.ndarray) -> str:
+    """Return a line about an array, without statistics if the array is empty."""
     shape = "x".join(map(str, array.shape))
     numbers = ""
     if array.size:

@@ -1,6 +1,13 @@
-"""What a reader hands over: the layers of a file, in this library's layout."""
+"""What the readers share: names, layouts and errors, and the network that layers make.
 
-import math
+A reader turns a file into a `WeightFile`, with the layers in this library's layout.
+"""
+
+import contextlib
+import functools
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -10,10 +17,11 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 
 from fcn_jax.models.fcn import FCN, SKIPS
-from fcn_jax.models.upsampling import bilinear_kernel, kernel_side
+from fcn_jax.models.upsampling import bilinear_weights
 from fcn_jax.models.vgg import BLOCKS
+from fcn_jax.network import Palette, Size
 
-# The names of the original definitions; of the upsamplings with their factors.
+# The layers of the original definitions, and the factors of the upsamplings.
 BODY = tuple(
     f"conv{block}_{i}"
     for block, (convolutions, _) in enumerate(BLOCKS, start=1)
@@ -21,16 +29,11 @@ BODY = tuple(
 ) + ("fc6", "fc7", "fc8")
 SCORES = ("score_fr", "score_pool4", "score_pool3")
 SCALES = ("scale_pool4", "scale_pool3")
-UPSAMPLINGS = {
-    "upscore": 32,
-    "upscore2": 2,
-    "upscore16": 16,
-    "upscore_pool4": 2,
-    "upscore8": 8,
-}
+UPSAMPLINGS = {"upscore": 32, "upscore2": 2, "upscore16": 16}
+UPSAMPLINGS |= {"upscore_pool4": 2, "upscore8": 8}
 NAMES = frozenset((*BODY, *SCORES, *SCALES, *UPSAMPLINGS))
 
-# BGR mean that the released FCNs subtract, as RGB: of 2012's images, not of VGG's.
+# The BGR mean that the released FCNs subtract, as RGB. VGG-16's mean differs.
 FCN_MEAN_RGB = (122.67891434, 116.66876762, 104.00698793)
 
 
@@ -38,16 +41,14 @@ class WeightFile(NamedTuple):
     """The layers of a weight file, not yet compared with any network.
 
     Attributes:
-        layers: by name, those of `NAMES`. Of a convolution or a dense layer
-            ``{"kernel": HWIO, "bias": [O]}``, that of conv1_1 for RGB less
-            ``mean_rgb``, in the float type of the file; of an upsampling
-            ``{"kernel": [k, k, I, O]}``, what each pixel adds around itself; of a scale
-            ``{"scale": [C]}``.
+        layers: by the names of `NAMES`, in the float type of the file. A convolution or
+            a dense layer is ``{"kernel": [H, W, I, O], "bias": [O]}``; conv1_1 takes
+            RGB less ``mean_rgb``. An upsampling is ``{"kernel": [k, k, I, O]}``: what
+            each pixel adds around itself. A scale is ``{"scale": [C]}``.
         mean_rgb: what the network subtracts from RGB in [0, 255].
         source: the kind of file and its layout, for people to read.
-        unused: names of what else the file holds, in the file's own words.
-        model: the network, where the file describes it.
-        class_names: one for each class, or none.
+        unused: the file's names for its other content.
+        model, class_names, palette, size: as in `Network`, where the file tells them.
     """
 
     layers: dict[str, dict[str, np.ndarray]]
@@ -56,59 +57,74 @@ class WeightFile(NamedTuple):
     unused: tuple[str, ...] = ()
     model: FCN | None = None
     class_names: tuple[str, ...] = ()
+    palette: Palette = ()
+    size: Size = ()
+
+
+@contextlib.contextmanager
+def naming_file(path: str | Path, kind: str) -> Iterator[None]:
+    """Turn every error of the body into a ValueError that names the file and its kind.
+
+    Garbled files cause errors of many types in the libraries that parse them.
+    """
+    try:
+        yield
+    except Exception as error:
+        reason = str(error)[:300] or type(error).__name__
+        raise ValueError(f"{path} is not a readable {kind}: {reason}") from error
+
+
+def check_claim(what: str, claimed: int, size: int) -> None:
+    """Raise ValueError if parts of a file claim more bytes than its size."""
+    if claimed > size:
+        raise ValueError(f"its {what} claim more bytes than it has")
 
 
 def from_hwc(name: str, kernel: np.ndarray) -> np.ndarray:
-    """The kernel of a convolution over RGB, of a layer that has channels last and BGR.
+    """Return the kernel [H, W, I, O] for RGB of a layer with channels last, for BGR.
 
-    Args:
-        name: the layer; fc6 sees 7x7, its dense rows are in H, W, C order.
-        kernel: [H, W, I, O] or, of a dense layer, [H*W*I, O]; other shapes are
-            returned as they are.
-    Returns:
-        [H, W, I, O].
+    A dense kernel [H*W*I, O] has its rows in H, W, I order, and fc6 sees 7x7. Other
+    shapes are returned unchanged.
     """
-    area = _area(name)
-    if kernel.ndim == 2 and kernel.shape[0] % area == 0:
-        side = math.isqrt(area)
-        return kernel.reshape(side, side, kernel.shape[0] // area, kernel.shape[1])
+    side = _side(name)
+    if kernel.ndim == 2 and kernel.shape[0] % side**2 == 0:
+        return kernel.reshape(side, side, kernel.shape[0] // side**2, kernel.shape[1])
     return reversed_colors(name, kernel)
 
 
 def from_chw(name: str, weight: np.ndarray) -> np.ndarray:
-    """The kernel of a convolution, of a layer that has channels first.
+    """Return the kernel [H, W, I, O] of a layer with channels first.
 
-    Args:
-        name: the layer; fc6 sees 7x7, its dense columns are in C, H, W order.
-        weight: [O, I, H, W]; of a dense layer [O, I*H*W]; of an upsampling
-            [I, O, k, k]; other shapes are returned as they are.
-    Returns:
-        [H, W, I, O].
+    A convolution is [O, I, H, W] and an upsampling [I, O, k, k]. A dense weight
+    [O, I*H*W] has its columns in I, H, W order, and fc6 sees 7x7. Other shapes are
+    returned unchanged.
     """
-    area = _area(name)
-    if weight.ndim == 2 and weight.shape[1] % area == 0:
-        side = math.isqrt(area)
-        weight = weight.reshape(weight.shape[0], weight.shape[1] // area, side, side)
+    side = _side(name)
+    if weight.ndim == 2 and weight.shape[1] % side**2 == 0:
+        weight = weight.reshape(len(weight), weight.shape[1] // side**2, side, side)
     if weight.ndim != 4:
         return weight
     return weight.transpose((2, 3, 0, 1) if name in UPSAMPLINGS else (2, 3, 1, 0))
 
 
+def _side(name: str) -> int:
+    """Return the side of the square that a layer sees if its weights are a matrix."""
+    return 7 if name == "fc6" else 1
+
+
 def reversed_colors(name: str, kernel: np.ndarray) -> np.ndarray:
-    """The kernel [H, W, I, O] for RGB of one for BGR, if it sees the image."""
+    """Return a kernel [H, W, I, O] for RGB made from one for BGR.
+
+    Only conv1_1 sees the image; other layers are returned unchanged.
+    """
     return kernel[:, :, ::-1] if name == "conv1_1" and kernel.ndim == 4 else kernel
 
 
-def _area(name: str) -> int:
-    """Positions that a dense layer sees."""
-    return 49 if name == "fc6" else 1
-
-
 def network_of(content: WeightFile) -> FCN | None:
-    """The FCN that a file holds, or None where it has no scores: a classifier.
+    """Return the FCN that a file holds, or None for a classifier without scores.
 
-    Files of other programs hold layers and no description; the released networks all
-    have the geometry "caffe".
+    If the file does not describe its network, the layers tell it. The geometry is then
+    "caffe", as all released networks have it.
 
     Raises:
         ValueError: if the layers do not make any of the three variants.
@@ -120,6 +136,8 @@ def network_of(content: WeightFile) -> FCN | None:
     variants = {pools: variant for variant, pools in SKIPS.items()}
     if skips not in variants:
         raise ValueError("it has score_pool3 but no score_pool4: no FCN is like that")
+    if "bias" not in layers["score_fr"]:
+        raise ValueError("score_fr has no bias: it tells the number of classes")
     filters = layers.get("conv1_1", {}).get("bias", np.empty(64)).size
     return FCN(
         variant=variants[skips],
@@ -129,39 +147,40 @@ def network_of(content: WeightFile) -> FCN | None:
         width=filters / 64,
         pool_scales=(_scale(layers, "scale_pool4"), _scale(layers, "scale_pool3")),
         learn_upsampling=any(
-            not _is_bilinear(layers[name]["kernel"], factor)
+            not _is_bilinear(layers[name].get("kernel"), factor)
             for name, factor in UPSAMPLINGS.items()
             if name in layers
         ),
     )
 
 
-def shapes_of(model: nn.Module) -> dict[str, tuple[int, ...]]:
-    """Returns the shape of each parameter of a network, by its path in them."""
+@functools.lru_cache
+def shapes_of(model: nn.Module) -> Mapping[str, tuple[int, ...]]:
+    """Return the shape of each parameter of a network, by its path."""
     image = jnp.zeros([1, 1, 1, 3])
     params = jax.eval_shape(model.init, jax.random.key(0), image)["params"]
-    return {name: leaf.shape for name, leaf in flatten_dict(params, sep="/").items()}
+    arrays = flatten_dict(params, sep="/")
+    return MappingProxyType({name: array.shape for name, array in arrays.items()})
 
 
 def _scale(layers: dict[str, dict[str, np.ndarray]], name: str) -> float:
-    """The one factor of a scale layer, 1 where there is none."""
-    scale = layers.get(name, {}).get("scale", np.ones(1, np.float32))
+    """Return the factor that all channels of a scale layer share, or 1 without it."""
+    scale = layers.get(name, {}).get("scale", np.ones(1, np.float32)).reshape(-1)
     if not scale.size or (scale != scale[0]).any():
         raise ValueError(f"{name} has a factor for each channel, want one for all")
     return float(str(np.float32(scale[0])))  # 0.01 was meant, not 0.00999999977...
 
 
-def _is_bilinear(kernel: np.ndarray, factor: int) -> bool:
-    """Whether an upsampling kernel is bilinear on each class and zero between them.
-
-    Args:
-        kernel: [k, k, I, O]; with groups, one for each class, [k, k, C, 1].
-        factor: of the upsampling.
-    """
-    k = kernel_side(factor)
-    if kernel.ndim != 4 or kernel.shape[:2] != (k, k):
+def _is_bilinear(kernel: np.ndarray | None, factor: int) -> bool:
+    """Tell whether a kernel [k, k, C, C or 1] is bilinear and keeps classes apart."""
+    weights = bilinear_weights(factor)
+    if kernel is None or kernel.ndim != 4 or kernel.shape[:2] != 2 * weights.shape:
         return False
-    classes = kernel.shape[-1]
-    if classes not in (1, kernel.shape[2]):
-        return False
-    return np.allclose(kernel, bilinear_kernel(factor, classes), atol=1e-6)
+    bilinear = np.outer(weights, weights)[..., None]
+    classes, outputs = kernel.shape[2:]
+    # Class by class: a dense kernel to compare with would be as large as the file. With
+    # groups, the only output of a class is the class itself.
+    return outputs in (1, classes) and all(
+        np.allclose(rows, bilinear * (np.arange(outputs) == i % outputs), atol=1e-6)
+        for i, rows in enumerate(np.moveaxis(kernel, 2, 0))
+    )

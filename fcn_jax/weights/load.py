@@ -1,295 +1,208 @@
-"""Weight files of every kind in, files of our own out.
+"""Load and save networks and VGG-16 weights.
 
-A file is known by its content, never by the ending of its name. Every array is
-compared with the network's own parameters, and what does not fit is reported at once.
+A file is known by its content, never by its name. Every array is compared with the
+network, and everything that does not fit is reported at once.
 """
 
 import logging
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from fcn_jax.models.fcn import FCN, fields_of
+from fcn_jax.models.fcn import fields_of
 from fcn_jax.models.vgg import VGG16
+from fcn_jax.network import Network, VGG16Weights, as_network
 from fcn_jax.weights import caffemodel, keras_h5, npy, pth, safetensors_file
 from fcn_jax.weights.download import fetch
 from fcn_jax.weights.layers import WeightFile, network_of, shapes_of
 
 _log = logging.getLogger("fcn_jax")
 
-# Kinds by their first bytes; more particular ones first.
-_TORCH_MAGIC = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # PyTorch before 1.6
-_KINDS = (
-    (_TORCH_MAGIC, "torch"),
-    (b"PK\x03\x04", "torch"),
-    (b"\x93NUMPY", "npy"),
-    (b"\x80", "npy"),  # a pickle without the header
-    (b"\x89HDF\r\n\x1a\n", "keras"),
-    # A NetParameter begins with its name, an input or a layer.
-    (b"\x0a", "caffemodel"),
-    (b"\x12", "caffemodel"),
-    (b"\x1a", "caffemodel"),
-    (b"\xa2\x06", "caffemodel"),
-)
+RUN_FILE = "model.safetensors"  # The best network in a run directory.
 
+# Readers by the first bytes of their files; the first match counts.
+_READERS = (
+    ((pth.LEGACY_MAGIC, pth.ZIP_MAGIC), pth.read),
+    ((npy.MAGIC, b"\x80"), npy.read),  # b"\x80" begins a pickle without the header.
+    (keras_h5.MAGIC, keras_h5.read),
+    # A NetParameter begins with its name, an input or a layer.
+    ((b"\x0a", b"\x12", b"\x1a", b"\xa2\x06"), caffemodel.read),
+)
 # What people have in place of a weight file.
 _NOT_WEIGHTS = (
     (b"<", "looks like an HTML or XML page, perhaps a download that failed"),
     (b"version https://git-lfs", "is a Git LFS pointer, not the file it stands for"),
     (b"name:", "looks like a .prototxt, a network's definition without its weights"),
-    (b"", "is of no kind known here"),
 )
 _WAY_OUT = "pass a .caffemodel, .npy, .pth, .h5 or .safetensors file"
-
 # A layer that VGG-16 lacks, by its names: the others would fit.
 _VGG19 = re.compile(r"\b(conv3_4|block3_conv4|features\.34)\b")
-RUN_FILE = "model.safetensors"  # Where a run directory has its best network.
 
 
-class Weights(NamedTuple):
-    """What a file holds, compared with the network.
-
-    Attributes:
-        model: the network, or None for a VGG-16.
-        params: of the model, float32 numpy arrays; of a VGG-16 ``{"body": ...}`` alone,
-            without fc6 and fc7 where the file has none, with the classifier fc8 where
-            it has one.
-        mean_rgb: what the network subtracts from RGB in [0, 255] before conv1_1.
-        source: the kind of file and its layout.
-        class_names: one for each class, or none.
-    """
-
-    model: FCN | None
-    params: dict
-    mean_rgb: tuple[float, float, float]
-    source: str
-    class_names: tuple[str, ...] = ()
-
-
-def load(path: str | Path) -> tuple[FCN, dict]:
-    """Loads a network.
+def load(path: str | Path) -> Network:
+    """Load a network with its class names, palette and input size, as JAX arrays.
 
     Args:
         path: a file of `save`; a run directory, for the best network of the run; a
             released FCN as ``.caffemodel``, or pytorch-fcn's copy as ``.pth``; or the
             name of a published one, such as "fcn8s-heavy-pascal", which is downloaded
             once.
-    Returns:
-        ``(model, params)``, the parameters as float32 JAX arrays.
+
     Raises:
         ValueError: if the file holds no FCN, is damaged, or comes from a later version;
-            or if its arrays do not fit its network, naming each.
+            or if arrays are missing, of the wrong shape or not finite, naming each.
         OSError: if a download fails.
+
+    Example::
+
+        net = fcn_jax.load("runs/camvid")
+        labels = fcn_jax.predict(net, "photo.jpg")
     """
-    weights = read_network(path)
-    return weights.model, weights.params
-
-
-def read_network(path: str | Path) -> Weights:
-    """Reads a network as `load` does, with all that `read` tells of it."""
-    weights = read(path)
-    if weights.model is None:
+    net = read(path)
+    if isinstance(net, VGG16Weights):
         raise ValueError(
-            f"{path} holds a VGG-16 ({weights.source}) and no score layers; use "
-            "fcn_jax.load_vgg16"
+            f"{path} holds a VGG-16 ({net.source}) and no score layers: use "
+            "fcn_jax.load_vgg16, or fcn_jax.init(key, vgg16=...)"
         )
-    return weights._replace(params=jax.tree.map(jnp.asarray, weights.params))
+    return jax.tree.map(jnp.asarray, net)
 
 
-def load_vgg16(path: str | Path) -> dict:
-    """Loads a VGG-16 body, for ``params["body"]``.
+def load_vgg16(path: str | Path) -> VGG16Weights:
+    """Load a VGG-16 of any width and the mean that belongs to it.
+
+    The arrays are float32 JAX arrays, for ``fcn_jax.init(key, vgg16=...)``. A file
+    without fully connected layers is taken, with a warning to the log.
 
     Args:
         path: a ``.caffemodel``, caffe-tensorflow's ``.npy``, Keras's ``.h5``,
-            torchvision's or timm's ``.pth`` or ``.safetensors``, any file that `load`
-            takes, for its body; or the name of a published one: "vgg16", which is
-            downloaded once.
-    Returns:
-        The layers as `read` gives them, as JAX arrays.
+            torchvision's or timm's ``.pth`` or ``.safetensors``; any file that `load`
+            takes, for its body; or the name of a published one, such as "vgg16", which
+            is downloaded once.
+
     Raises:
         ValueError, OSError: as `load`.
     """
-    return jax.tree.map(jnp.asarray, read(path).params["body"])
+    weights = read(path)
+    if isinstance(weights, Network):
+        weights = VGG16Weights(weights.params["body"], weights.model.mean_rgb)
+    return jax.tree.map(jnp.asarray, weights)
 
 
-def read(path: str | Path) -> Weights:
-    """Reads a weight file of any known kind, of any width.
+def read(path: str | Path) -> Network | VGG16Weights:
+    """Read what `load` or `load_vgg16` loads, as float32 numpy arrays.
 
-    A VGG-16 without fully connected layers is taken, with a warning to the log; fc8
-    may have any number of classes.
-
-    Args:
-        path: as `load` and `load_vgg16` have it.
-    Returns:
-        The weights, for RGB input.
     Raises:
-        ValueError: if the file is of another kind or damaged; or if layers are missing,
-            of the wrong shape or not finite, naming each.
-        OSError: if a download fails.
+        ValueError, OSError: as `load`.
     """
-    return compare(path, read_content(path))
+    return check_fit(path, read_file(path))
 
 
-def compare(path: str | Path, content: WeightFile) -> Weights:
-    """Compares the content of a file with the network that it makes.
+def read_file(path: str | Path) -> WeightFile:
+    """Read the layers of a file, whatever network they make.
 
-    Args:
-        path: of the file, for errors.
-        content: of `read_content`.
-    Returns, Raises: as `read`.
-    """
-    if vgg19 := next(filter(_VGG19.search, content.unused), None):
-        raise ValueError(f"{path} is a VGG-19: it has {vgg19}; pass a VGG-16")
-    try:
-        model = network_of(content)
-    except ValueError as error:
-        raise ValueError(f"{path} holds no network: {error}") from error
-    if content.unused:
-        _log.info("%s: not used: %s", path, ", ".join(content.unused))
-    params = _params(path, model, content)
-    if model is None and "fc6" not in params["body"]:
-        _log.warning("%s has no fc6 and fc7: they start at random", path)
-    return Weights(model, params, content.mean_rgb, content.source, content.class_names)
-
-
-def read_content(path: str | Path) -> WeightFile:
-    """Reads the layers of a file, whatever network they make.
-
-    Args:
-        path: as `read`.
     Raises:
         ValueError: if the file is of another kind or damaged.
         OSError: if a download fails.
     """
-    path = _file(path)
-    return _READERS[sniff(path)](path)
+    file = Path(path) / RUN_FILE if Path(path).is_dir() else fetch(path)
+    if not file.exists():
+        raise ValueError(
+            f"{file} is not there: the run has not been evaluated yet, or {path} is "
+            "not a run directory"
+        )
+    return _reader(file)(file)
 
 
-def save(
-    path: str | Path, model: FCN, params: Mapping, class_names: Sequence[str] = ()
-) -> None:
-    """Saves a network as safetensors, with its fields and class names as metadata.
+def check_fit(path: str | Path, file: WeightFile) -> Network | VGG16Weights:
+    """Return the weights of a file that `read_file` read, if each fits the network.
 
-    The arrays are named ``body/conv1_1/kernel`` and so on, float32. The file appears
-    at once, whole; an interrupted save leaves what was there before. Missing parent
-    directories are made.
+    Raises:
+        ValueError: if layers are missing, of the wrong shape or not finite; names each.
+    """
+    if vgg19 := next(filter(_VGG19.search, file.unused), None):
+        raise ValueError(f"{path} is a VGG-19: it has {vgg19}; pass a VGG-16")
+    try:
+        model = network_of(file)
+    except ValueError as error:
+        raise ValueError(f"{path} holds no network: {error}") from error
+    if file.unused:
+        _log.info("%s: not used: %s", path, ", ".join(file.unused))
+    arrays = flatten_dict(file.layers, sep="/")
+    if model is None:
+        layers = unflatten_dict(_fit(path, arrays, _body_shapes(arrays)), sep="/")
+        if "fc6" not in layers:
+            _log.warning("%s has no fc6 and fc7: they start at random", path)
+        return VGG16Weights(layers, file.mean_rgb, file.source)
+    # Both places are tried, since no layer has a name that stands in both.
+    placed = {f"{part}/{k}": a for k, a in arrays.items() for part in ("body", "head")}
+    params = unflatten_dict(_fit(path, placed, shapes_of(model)), sep="/")
+    return Network(params, model, file.class_names, file.palette, file.size)
+
+
+def save(path: str | Path, net: Network | VGG16Weights) -> None:
+    """Save a network as safetensors, with all that belongs to it as metadata.
+
+    The arrays are float32, named ``body/conv1_1/kernel`` and so on. An interrupted save
+    leaves what was there before. Missing parent directories are made.
 
     Args:
         path: the file to write.
-        model: the network; its ``dtype`` is not kept, `load` computes in float32.
-        params: its parameters; arrays that the network does not use are left out.
-        class_names: one for each class, or none.
+        net: the network, or the weights of a VGG-16. Arrays that a network does not use
+            are left out, and so is its ``dtype``: `load` computes in float32.
+
     Raises:
-        ValueError: if ``params`` do not fit ``model`` or hold NaN or infinity, or if
-            ``class_names`` are not one for each class.
+        ValueError: if the parameters do not fit the model or hold NaN or infinity.
     """
-    if class_names and len(class_names) != model.num_classes:
-        raise ValueError(
-            f"class_names has {len(class_names)} names for {model.num_classes} "
-            "classes; pass one for each class, or none"
-        )
-    arrays = arrays_of(model, params)
-    fields = {"model": fields_of(model), "class_names": list(class_names)}
+    if isinstance(net, VGG16Weights):
+        arrays = flatten_dict({"body": jax.tree.map(np.float32, net.params)}, sep="/")
+        fields = {"mean_rgb": net.mean_rgb, "source": net.source}
+    else:
+        arrays = arrays_of(net)
+        fields = {"model": fields_of(net.model), "class_names": net.class_names}
+        fields |= {"palette": net.palette, "size": net.size}
     safetensors_file.write(path, arrays, fields)
 
 
-def arrays_of(model: FCN, params: Mapping) -> dict[str, np.ndarray]:
-    """The parameters of a network by their path such as "body/conv1_1/kernel".
-
-    Args:
-        model: the network.
-        params: its parameters; arrays that the network does not use are left out.
-    Returns:
-        {path: float32 array}.
-    Raises:
-        ValueError: if arrays are missing, of another shape or not finite, naming each.
-    """
-    return _fit("params", flatten_dict(params, sep="/"), shapes_of(model))
-
-
-def save_weights(path: str | Path, weights: Weights) -> None:
-    """Saves what `read` gave, a network or a VGG-16, as `save` does."""
-    if weights.model:
-        save(path, weights.model, weights.params, weights.class_names)
-    else:
-        arrays = flatten_dict(weights.params, sep="/")
-        fields = {"mean_rgb": weights.mean_rgb, "source": weights.source}
-        safetensors_file.write(path, arrays, fields)
-
-
-def _file(path: str | Path) -> Path:
-    """The file that a path or a name stands for."""
-    if not Path(path).is_dir():
-        return fetch(path)
-    run = Path(path)
-    if not (run / RUN_FILE).exists():
-        raise ValueError(
-            f"{run / RUN_FILE} is not there: the run has not been evaluated yet, or "
-            f"{run} is no run directory"
-        )
-    return run / RUN_FILE
-
-
-def sniff(path: str | Path) -> str:
-    """Returns "caffemodel", "keras", "npy", "safetensors" or "torch".
+def arrays_of(net: Network) -> dict[str, np.ndarray]:
+    """Return the parameters that a network uses, float32, by paths as in `save`.
 
     Raises:
-        ValueError: if the file is of none of these kinds, telling what it is instead.
+        ValueError: if ``net`` is not a `Network`; or if arrays are missing, of another
+            shape or not finite, naming each.
     """
+    net = as_network(net)
+    return _fit("params", flatten_dict(net.params, sep="/"), shapes_of(net.model))
+
+
+def _reader(path: Path) -> Callable[[Path], WeightFile]:
+    """Return the reader for a file by its first bytes; raise ValueError without one."""
     with open(path, "rb") as file:
         head = file.read(64)
     if not head:
         raise ValueError(f"{path} is empty; {_WAY_OUT}")
-    stranger = next(
-        what for start, what in _NOT_WEIGHTS if head.lstrip().startswith(start)
-    )
-    if stranger is _NOT_WEIGHTS[-1][1]:
-        if head[8:9] == b"{":  # behind the length of its header
-            return "safetensors"
-        for start, kind in _KINDS:
-            if head.startswith(start):
-                return kind
-    raise ValueError(f"{path} {stranger}; {_WAY_OUT}")
-
-
-_READERS: dict[str, Callable[[Path], WeightFile]] = {
-    "caffemodel": caffemodel.read,
-    "keras": keras_h5.read,
-    "npy": npy.read,
-    "safetensors": safetensors_file.read,
-    "torch": pth.read,
-}
-
-
-def _params(path: str | Path, model: FCN | None, content: WeightFile) -> dict:
-    """The parameters of a network, or of a VGG-16's body, that a file holds."""
-    flat = flatten_dict(content.layers, sep="/")
-    if model is None:
-        body = _fit(path, flat, _body_shapes(flat))
-        return {"body": unflatten_dict(body, sep="/")}
-    shapes = shapes_of(model)
-    placed = {name: name.split("/", 1)[1] for name in shapes}  # less body/ or head/
-    arrays = {name: flat[key] for name, key in placed.items() if key in flat}
-    return unflatten_dict(_fit(path, arrays, shapes), sep="/")
+    for start, what in _NOT_WEIGHTS:
+        if head.lstrip().startswith(start):
+            raise ValueError(f"{path} {what}; {_WAY_OUT}")
+    if head[8:9] == b"{":  # behind the length of its header
+        return safetensors_file.read
+    for start, read in _READERS:
+        if head.startswith(start):
+            return read
+    raise ValueError(f"{path} is of no kind known here; {_WAY_OUT}")
 
 
 def _body_shapes(arrays: Mapping[str, np.ndarray]) -> dict[str, tuple[int, ...]]:
-    """Returns the shapes that a VGG-16 body must have, given what a file holds.
-
-    The biases of conv1_1 and fc8 tell the width and the number of classes. Without any
-    fully connected layer in the file, none is wanted.
-    """
-    none = np.empty(0)
+    """Return the shapes that a VGG-16 must have, given what a file holds."""
+    none = np.empty(0)  # The biases tell the width and the number of classes.
     filters = arrays.get("conv1_1/bias", none).size or 64
     num_classes = arrays.get("fc8/bias", none).size
     shapes = shapes_of(VGG16(num_classes=num_classes, width=filters / 64))
-    if not {"fc6/bias", "fc7/bias", "fc8/bias"} & arrays.keys():
+    if not {"fc6/bias", "fc7/bias", "fc8/bias"} & arrays.keys():  # "notop"
         shapes = {k: shape for k, shape in shapes.items() if k.startswith("conv")}
     return shapes
 
@@ -299,11 +212,7 @@ def _fit(
     arrays: Mapping[str, np.ndarray],
     shapes: Mapping[str, tuple[int, ...]],
 ) -> dict[str, np.ndarray]:
-    """Returns the arrays that are wanted, as float32, if each has its shape.
-
-    Raises:
-        ValueError: listing every array that is missing, of another shape or not finite.
-    """
+    """Return the wanted arrays as float32; raise ValueError naming all that differ."""
     fitted, problems = {}, []
     for name, shape in shapes.items():
         if name not in arrays:

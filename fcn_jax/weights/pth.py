@@ -1,198 +1,259 @@
-"""PyTorch's ``.pth``: state dicts, read by PyTorch where it is installed.
+"""Read PyTorch's ``.pth`` files of state dicts, without PyTorch.
 
-A ``.pth`` is a pickle and may ask for anything. PyTorch's own ``weights_only`` runs
-nothing, but lets a small file fill the memory; what it asks for is checked before.
+A ``.pth`` holds a pickle, which is never run, and the numbers of its tensors, called
+storages. Since PyTorch 1.6 the file is a zip archive: ``data.pkl`` is the pickle, and
+``data/0``, ``data/1`` and so on are the storages. Before, five pickles (a magic number,
+the version of the format, the system, the content, and the keys of the storages) came
+one behind the other, and then the storages, each behind its length.
+
+Reference: ``torch/serialization.py`` and ``torch/_utils.py``.
 """
 
+import functools
 import io
-import pickle
-import pickletools
-import re
+import math
+import mmap
+import struct
 import zipfile
-from collections.abc import Mapping
+import zlib
 from pathlib import Path
-from typing import BinaryIO
+from typing import NamedTuple
 
+import ml_dtypes
 import numpy as np
 
-from fcn_jax.weights.layers import WeightFile
+from fcn_jax.weights.layers import WeightFile, check_claim, naming_file
+from fcn_jax.weights.pickle_reader import Call, Name, as_dict, as_text, read_pickle
 from fcn_jax.weights.torch_names import from_state_dict
 
-_LEGACY_MAGIC = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # PyTorch before 1.6
-_LEGACY_PICKLES = 5  # The magic, the protocol, the system, the tensors, the storages.
+ZIP_MAGIC = b"PK\x03\x04"
+LEGACY_MAGIC = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # PyTorch before 1.6
+_BYTE_ORDERS = {b"little": "<", b"big": ">"}
 _STATES = ("model_state_dict", "state_dict")  # Where trainers keep the weights.
 
-# An FCN-8s takes about 1,500, with the state of Adam 5,400. Each may ask for one
-# more copy of a dictionary: without a limit a small file could fill the memory.
-_MAX_OPCODES = 10_000
-_SCALARS = (
-    "numpy.core.multiarray.scalar",
-    "numpy._core.multiarray.scalar",
-    "numpy.dtype",
+_FLOATS = {"Half": np.float16, "BFloat16": ml_dtypes.bfloat16}
+_FLOATS |= {"Float": np.float32, "Double": np.float64}
+_OTHERS = {"Bool": np.bool, "Byte": np.uint8, "Char": np.int8, "Short": np.int16}
+_OTHERS |= {"Int": np.int32, "Long": np.int64}
+_OTHERS |= {"ComplexFloat": np.complex64, "ComplexDouble": np.complex128}
+_STORAGES = {
+    f"torch.{device}{name}Storage": np.dtype(dtype)
+    for name, dtype in (_FLOATS | _OTHERS).items()
+    for device in ("", "cuda.")
+}
+_REBUILDS = ("torch._utils._rebuild_tensor", "torch._utils._rebuild_tensor_v2")
+_PARAMETER = "torch._utils._rebuild_parameter"
+_MAX_SIDES = 64  # As in PyTorch.
+
+_read_pickle = functools.partial(
+    read_pickle,
+    advice="only tensors and plain data are read: save the state_dict() alone",
+    max_opcodes=10_000,  # An FCN-8s takes about 1,500, with the state of Adam 5,400.
+    names=frozenset((*_STORAGES, *_REBUILDS, _PARAMETER)),
 )
-_ENCODE = "_codecs.encode"  # Python 3 writes bytes so, for the Pythons before it.
-# What a state dict asks for, and the numbers beside it in a trainer's file. PyTorch
-# would grant more, such as a bytearray of any length.
-_GRANTED = re.compile(
-    r"collections\.(OrderedDict|Counter)"
-    r"|torch\._utils\._rebuild_(tensor|tensor_v2|parameter)"
-    r"|torch\.(cuda\.)?[A-Za-z0-9]+Storage|"
-    + "|".join(re.escape(name) for name in (*_SCALARS, _ENCODE))
-)
-_PUTS, _GETS = ("BINPUT", "LONG_BINPUT"), ("BINGET", "LONG_BINGET")
-_ENCODE_CALL = (("BINUNICODE",), ("BINUNICODE", *_GETS), ("TUPLE2",), ("REDUCE",))
 
 
 def read(path: str | Path) -> WeightFile:
-    """Reads a ``.pth`` of a state dict, or of a trainer with one inside.
+    """Read a ``.pth`` of a state dict, or of a trainer with one inside.
 
-    Nothing in the file is run: it may ask for tensors and plain data, or is refused.
-    Memory stays a small multiple of its size.
+    Nothing in the file is run. Memory stays a small multiple of the file's size.
 
-    Args:
-        path: the file, as PyTorch has written it since version 1.6 or before.
-    Returns:
-        The layers, as `from_state_dict` gives them.
     Raises:
-        ValueError: if PyTorch is not installed; or if the file is damaged, compressed,
-            asks for anything but tensors and plain data, or claims larger tensors than
-            its bytes make.
+        ValueError: if the file is damaged, compressed, asks for anything but tensors
+            and plain data, or claims larger tensors than its bytes make.
     """
-    try:
-        import torch  # noqa: F401
-    except ImportError as error:
-        raise ValueError(
-            f"{path} is a PyTorch file, and PyTorch is not installed: pip install "
-            "'fcn-jax[torch]', or pass timm's VGG-16, the same as torchvision's, as "
-            ".safetensors"
-        ) from error
-    with open(path, "rb") as file:
-        size = Path(path).stat().st_size
-        try:
-            _check(file, size)
-            tensors, unused = _tensors(_load(file), size)
-            content = from_state_dict(tensors)
-        except Exception as error:  # Garbled bytes end in errors of every kind.
-            reason = _reason(error)
-            raise ValueError(f"{path} is no readable .pth: {reason}") from error
-    return content._replace(unused=(*content.unused, *unused))
+    with (
+        open(path, "rb") as file,
+        naming_file(path, ".pth"),
+        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,
+    ):
+        saved, storages, byte_order = _open(content)
+        state, unused = _entries(saved)
+        tensors, claimed = {}, 0
+        for name, value in state.items():
+            tensor = _tensor(name, value)
+            if tensor and tensor.storage.dtype in _FLOATS.values():
+                tensors[name] = tensor
+                claimed += math.prod(tensor.shape) * tensor.storage.dtype.itemsize
+            else:
+                unused.append(name)
+        check_claim("tensors", claimed, len(content))
+        keys = {tensor.storage.key for tensor in tensors.values()}
+        if missing := sorted(keys - storages.keys()):
+            raise ValueError(f"its storage {missing[0]} is missing")
+        data = {key: storages[key].read(content) for key in keys}
+        arrays = {
+            name: _array(name, tensor, data[tensor.storage.key], byte_order)
+            for name, tensor in tensors.items()
+        }
+        layers = from_state_dict(arrays)
+    return layers._replace(unused=(*layers.unused, *unused))
 
 
-class _Ignored:
-    """Stands in for a number of numpy's, which nobody needs."""
+class _Place(NamedTuple):
+    """The place of an entry or a storage in the file, with checksum 0 for none."""
 
-    def __init__(self, *args: object):
-        pass
+    start: int
+    size: int
+    checksum: int = 0
 
-    def __setstate__(self, state: object):
-        pass
-
-
-def _load(file: BinaryIO) -> object:
-    import torch
-
-    file.seek(0)
-    with torch.serialization.safe_globals([(_Ignored, name) for name in _SCALARS]):
-        # The file, not its path: PyTorch takes a path's ending for the kind.
-        return torch.load(file, weights_only=True, map_location="cpu")
+    def read(self, content: mmap.mmap) -> bytes:
+        data = content[self.start : self.start + self.size]
+        if self.checksum and self.checksum != zlib.crc32(data):
+            raise ValueError("it is damaged: a checksum differs")
+        return data
 
 
-def _tensors(root: object, size: int) -> tuple[dict[str, np.ndarray], list[str]]:
-    """Returns the float tensors of a state dict, and the names of what else there is.
+class _Storage(NamedTuple):
+    """The numbers ``start`` to ``start + count`` of those under ``key``."""
 
-    Args:
-        root: what the file holds: a state dict, or a dict of one and more.
-        size: of the file, in bytes.
-    """
-    import torch
+    key: str
+    dtype: np.dtype
+    start: int
+    count: int
 
-    if not isinstance(root, Mapping):
-        raise ValueError(f"it holds a {type(root).__name__}, no state dict")
-    inner = [key for key in _STATES if isinstance(root.get(key), Mapping)][:1]
-    state = root[inner[0]] if inner else root
-    unused = [key for key in root if inner and key not in inner]
-    tensors = {}
-    for name, value in state.items():
-        if isinstance(value, torch.Tensor) and value.is_floating_point():
-            tensors[name] = value
-        else:
-            unused.append(name)
-    if sum(tensor.numel() * tensor.itemsize for tensor in tensors.values()) > size:
-        raise ValueError("its tensors claim more bytes than it has")
-    known = (torch.float32, torch.float64)
-    arrays = {
-        name: (tensor if tensor.dtype in known else tensor.float()).numpy(force=True)
-        for name, tensor in tensors.items()
-        if isinstance(name, str)
+
+class _Tensor(NamedTuple):
+    """A view of a storage, with offset and strides counted in numbers."""
+
+    storage: _Storage
+    offset: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+
+
+def _open(content: mmap.mmap) -> tuple[object, dict[str, _Place], str]:
+    """Return the object that was saved, the storages by key, and "<" or ">"."""
+    if content[: len(LEGACY_MAGIC)] == LEGACY_MAGIC:
+        return *_open_legacy(content), "<"
+    if content[: len(ZIP_MAGIC)] != ZIP_MAGIC:
+        raise ValueError("its first bytes are not those of a PyTorch file")
+    places = _zip_places(content)
+    pickles = [name for name in places if name.endswith("/data.pkl")]
+    if len(pickles) != 1:
+        raise ValueError(f"it has {len(pickles)} entries data.pkl, want one")
+    folder, order = pickles[0].removesuffix("data.pkl"), b"little"
+    if f"{folder}byteorder" in places:
+        order = places[f"{folder}byteorder"].read(content)
+    if order not in _BYTE_ORDERS:
+        raise ValueError("its byte order is neither little nor big")
+    pickled = io.BytesIO(places[pickles[0]].read(content))
+    root = _read_pickle(pickled, persistent_load=_storage)
+    prefix = f"{folder}data/"
+    storages = {
+        name.removeprefix(prefix): place
+        for name, place in places.items()
+        if name.startswith(prefix)
     }
-    return arrays, [name for name in unused if isinstance(name, str)]
+    return root, storages, _BYTE_ORDERS[order]
 
 
-def _check(file: BinaryIO, size: int) -> None:
-    """Raises ValueError unless a file is safe to be loaded, in memory for its size."""
-    start = file.read(len(_LEGACY_MAGIC))
-    file.seek(0)
-    if start == _LEGACY_MAGIC:
-        for _ in range(_LEGACY_PICKLES):
-            _check_pickle(file)
-    elif start.startswith(b"PK\x03\x04"):
-        _check_zip(file, size)
-    else:
-        raise ValueError("it starts like none")
+def _zip_places(content: mmap.mmap) -> dict[str, _Place]:
+    """Return where the data of each entry of a zip archive lies."""
+    with zipfile.ZipFile(content) as archive:
+        infos = archive.infolist()
+    # Some programs disregard case.
+    if len({info.filename.lower() for info in infos}) < len(infos):
+        raise ValueError("it has several entries of one name")
+    places, end = {}, 0
+    for info in sorted(infos, key=lambda info: info.header_offset):
+        if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1:
+            raise ValueError("its entries are compressed or encrypted, not PyTorch's")
+        start = info.header_offset
+        header = content[start : start + 30]
+        if start < end or not header.startswith(ZIP_MAGIC):
+            raise ValueError("its entries overlap or are not where its directory says")
+        # A header is followed by a name and extra fields of these lengths.
+        start += 30 + sum(struct.unpack("<26x2H", header))
+        end = start + info.file_size
+        check_claim("entries", end, len(content))
+        places[info.filename] = _Place(start, info.file_size, info.CRC)
+    return places
 
 
-def _check_zip(file: BinaryIO, size: int) -> None:
-    with zipfile.ZipFile(file) as archive:
-        entries = archive.infolist()
-        if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
-            raise ValueError("its entries are compressed; PyTorch never does that")
-        if sum(entry.file_size for entry in entries) > size:
-            raise ValueError("its entries claim more bytes than it has")
-        names = [entry.filename.lower() for entry in entries]
-        # PyTorch disregards case, and would read a storage anew for each spelling.
-        if any(re.match(r"[^/]+/data/(?!\d+$)", name) for name in names):
-            raise ValueError("its storages are not numbered")
-        pickles = [name for name in names if name.endswith("/data.pkl")]
-        if len(pickles) != 1:
-            raise ValueError(f"it has {len(pickles)} entries data.pkl, want one")
-        entry = entries[names.index(pickles[0])]
-        _check_pickle(io.BytesIO(archive.read(entry)))
+def _open_legacy(content: mmap.mmap) -> tuple[object, dict[str, _Place]]:
+    dtypes: dict[str, np.dtype] = {}
+
+    def load_storage(identifier: object) -> _Storage:
+        storage = _storage(identifier)
+        if dtypes.setdefault(storage.key, storage.dtype) != storage.dtype:
+            raise ValueError(f"its storage {storage.key} is of two types")
+        return storage
+
+    for _ in ("magic number", "version of the format", "system"):
+        _read_pickle(content)
+    root = _read_pickle(content, persistent_load=load_storage)
+    keys = _read_pickle(content)
+    if not isinstance(keys, list):
+        raise ValueError("it has no list of storages")
+    storages, start = {}, content.tell()
+    for key in map(as_text, keys):
+        if key not in dtypes or key in storages:
+            raise ValueError(f"its storage {key} belongs to no tensor or comes twice")
+        count = int.from_bytes(content[start : start + 8], "little")
+        storages[key] = place = _Place(start + 8, count * dtypes[key].itemsize)
+        start = place.start + place.size
+        check_claim("storages", start, len(content))
+    return root, storages
 
 
-def _check_pickle(file: BinaryIO) -> None:
-    """Raises ValueError unless a pickle asks for tensors and plain data, in few words.
-
-    Calls of `_ENCODE` must be of a literal string: one upon the other could fill the
-    memory.
-    """
-    encode_memos, is_encode, awaited = set(), False, []
-    for count, (opcode, argument, _) in enumerate(pickletools.genops(file)):
-        if count == _MAX_OPCODES:
-            raise ValueError(
-                f"its pickle has more than {_MAX_OPCODES:,} opcodes; save the "
-                "network's state_dict() alone"
-            )
-        if opcode.name in _PUTS:
-            if is_encode:
-                encode_memos.add(argument)
-            continue
-        name = argument.replace(" ", ".") if opcode.name == "GLOBAL" else ""
-        if name and not _GRANTED.fullmatch(name):
-            raise ValueError(
-                f"its pickle asks for {name!r}; only tensors and plain data are read, "
-                "and nothing was run; save the network's state_dict() alone"
-            )
-        if awaited and opcode.name not in awaited.pop(0):
-            raise ValueError(f"its pickle calls {_ENCODE!r} in a strange way")
-        is_encode = name == _ENCODE
-        if opcode.name in _GETS and argument in encode_memos:
-            is_encode = True
-        if is_encode:
-            awaited = list(_ENCODE_CALL)
+def _storage(identifier: object) -> _Storage:
+    """Return the storage that a persistent id stands for."""
+    match identifier:
+        case (b"storage" | "storage", Name(dotted), key, _, count, *view) if (
+            dotted in _STORAGES
+        ):
+            start = 0
+            if view and view[0] is not None:  # The oldest files have views of storages.
+                _, start, count = view[0]
+            if type(start) is type(count) is int and min(start, count) >= 0:
+                return _Storage(as_text(key), _STORAGES[dotted], start, count)
+    raise ValueError("its pickle describes a storage in an unknown way")
 
 
-def _reason(error: Exception) -> str:
-    """The first line of an error; not PyTorch's advice to let pickles run."""
-    if isinstance(error, pickle.UnpicklingError):
-        return "its pickle is damaged"
-    return str(error).partition("\n")[0][:300] or type(error).__name__
+def _entries(saved: object) -> tuple[dict[str, object], list[str]]:
+    """Return the entries of the state dict, and the names of those beside it."""
+    root = as_dict(saved)
+    if root is None:
+        kind = saved.name if isinstance(saved, Call) else type(saved).__name__
+        kind = "Tensor" if kind in (*_REBUILDS, _PARAMETER) else kind
+        raise ValueError(f"it holds a {kind}, no state dict")
+    for key in _STATES:
+        if (state := as_dict(root.get(key))) is not None:
+            return state, [name for name in root if name != key]
+    return root, []
+
+
+def _tensor(name: str, node: object) -> _Tensor | None:
+    """Return the tensor that a call makes, or None where it makes something else."""
+    if isinstance(node, Call) and node.name == _PARAMETER and node.args:
+        node = node.args[0]
+    if not isinstance(node, Call) or node.name not in _REBUILDS:
+        return None
+    match node.args:
+        # More than requires_grad and hooks would change the numbers, as "neg" does.
+        case (_Storage() as storage, offset, tuple(shape), tuple(strides), *rest) if (
+            len(shape) == len(strides) <= _MAX_SIDES
+            and all(type(n) is int and n >= 0 for n in (offset, *shape, *strides))
+            and len(rest) <= 2
+        ):
+            return _Tensor(storage, offset, shape, strides)
+    raise ValueError(f"{name}: its pickle describes a tensor in an unknown way")
+
+
+def _array(name: str, tensor: _Tensor, data: bytes, byte_order: str) -> np.ndarray:
+    """Return the numbers of a tensor in its storage, half precision as float32."""
+    storage, offset, shape, strides = tensor
+    item = storage.dtype.itemsize
+    if 0 in shape:
+        return np.zeros(shape, np.float32)
+    # The stride of a single row means nothing, and may be any number.
+    steps = [step * (side > 1) for side, step in zip(shape, strides, strict=True)]
+    last = offset + sum((n - 1) * step for n, step in zip(shape, steps, strict=True))
+    if last >= storage.count or (storage.start + storage.count) * item > len(data):
+        raise ValueError(f"{name}: its tensor lies outside its storage")
+    # numpy swaps the bytes of integers, but not those of bfloat16.
+    start, steps = (storage.start + offset) * item, [step * item for step in steps]
+    bits = np.ndarray(shape, f"{byte_order}u{item}", data, start, steps)
+    numbers = bits.astype(f"=u{item}", copy=False).view(storage.dtype)
+    return numbers.astype(np.float32) if item == 2 else numbers

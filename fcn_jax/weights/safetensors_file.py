@@ -1,12 +1,11 @@
-"""Files of safetensors: our own, and PyTorch's weights in that form.
+"""Read and write safetensors files: those of fcn_jax, and PyTorch's state dicts.
 
-Ours hold arrays named as in the parameters, ``body/conv1_1/kernel``, all float32, and
-what belongs to them as JSON in the metadata: "model", the fields of `fcn_jax.FCN`, and
-"class_names"; or of a VGG-16 alone, "mean_rgb" and "source".
+Files of fcn_jax hold float32 arrays by their path, such as ``body/conv1_1/kernel``. The
+metadata are JSON: "model" (the fields of `fcn_jax.FCN`), "class_names", "palette" and
+"size" of a network; or "mean_rgb" and "source" of a VGG-16 alone.
 """
 
 import json
-import math
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +15,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from fcn_jax.files import replacing
-from fcn_jax.models.fcn import FCN
-from fcn_jax.weights.layers import WeightFile, shapes_of
+from fcn_jax.models.fcn import FCN, fields_of
+from fcn_jax.network import Network
+from fcn_jax.weights.layers import WeightFile
 from fcn_jax.weights.torch_names import from_state_dict
 
 _FORMAT = "fcn_jax"
@@ -25,12 +25,9 @@ _VERSION = "1"
 
 
 def write(path: str | Path, arrays: dict[str, np.ndarray], fields: dict) -> None:
-    """Writes a file of our own, whole or not at all.
+    """Write arrays by their path and metadata for JSON, whole or not at all.
 
-    Args:
-        path: of the file; missing parent directories are made.
-        arrays: by their path in the parameters.
-        fields: of the metadata, ready for JSON.
+    Missing parent directories are made.
     """
     metadata = {"format": _FORMAT, "version": _VERSION}
     metadata |= {name: json.dumps(value) for name, value in fields.items()}
@@ -42,10 +39,8 @@ def write(path: str | Path, arrays: dict[str, np.ndarray], fields: dict) -> None
 
 
 def read(path: str | Path) -> WeightFile:
-    """Reads a safetensors file, of our own or of PyTorch's names.
+    """Read a safetensors file of fcn_jax or of PyTorch's names.
 
-    Args:
-        path: the file.
     Raises:
         ValueError: if the file or its metadata are damaged, or of a later version.
     """
@@ -53,8 +48,10 @@ def read(path: str | Path) -> WeightFile:
         with safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}
-    except SafetensorError as error:
-        raise ValueError(f"{path} is no readable safetensors file: {error}") from error
+    except (SafetensorError, OverflowError, ValueError) as error:
+        raise ValueError(
+            f"{path} is not a readable safetensors file: {error}"
+        ) from error
     except (AttributeError, TypeError) as error:  # such as floats of 8 bits
         raise ValueError(f"{path} holds a type that numpy lacks: {error}") from error
     if metadata.get("format") != _FORMAT:
@@ -64,63 +61,60 @@ def read(path: str | Path) -> WeightFile:
             f"{path} has format version {metadata.get('version')}, this fcn_jax reads "
             f"version {_VERSION}: install the version that wrote it"
         )
-    layers, unused = _layers(tensors)
-    if "model" not in metadata:
-        mean_rgb = _mean(path, _json(path, metadata, "mean_rgb"))
-        source = str(_json(path, metadata, "source")).removeprefix("fcn_jax, from ")
-        return WeightFile(layers, mean_rgb, f"fcn_jax, from {source}", unused)
-    model = _model(path, _json(path, metadata, "model"))
-    names = _json(path, metadata, "class_names")
-    if not isinstance(names, list) or len(names) not in (0, model.num_classes):
-        raise ValueError(f"{path} has damaged metadata: class_names")
-    return WeightFile(
-        layers,
-        model.mean_rgb,
-        "fcn_jax, RGB, H, W, I, O",
-        unused,
-        model,
-        tuple(map(str, names)),
-    )
-
-
-def _layers(
-    tensors: dict[str, np.ndarray],
-) -> tuple[dict[str, dict[str, np.ndarray]], tuple[str, ...]]:
-    """The layers of the body and of the head, and the names of other arrays."""
-    layers: dict[str, dict[str, np.ndarray]] = {}
-    unused = []
+    layers, unused = {}, []
     for name, tensor in tensors.items():
         match name.split("/"):
             case ["body" | "head", layer, part]:
                 layers.setdefault(layer, {})[part] = tensor
             case _:
                 unused.append(name)
-    return layers, tuple(unused)
+    if "model" not in metadata:
+        model = _model(path, {"mean_rgb": _json(path, metadata, "mean_rgb")})
+        source = str(_json(path, metadata, "source")).removeprefix("fcn_jax, from ")
+        source = f"fcn_jax, from {source}"
+        return WeightFile(layers, model.mean_rgb, source, tuple(unused))
+    net = _network(path, metadata)
+    described = net.model, net.class_names, net.palette, net.size
+    source = "fcn_jax, RGB, H, W, I, O"
+    return WeightFile(layers, net.model.mean_rgb, source, tuple(unused), *described)
+
+
+def _network(path: str | Path, metadata: dict[str, str]) -> Network:
+    """Return the network that the metadata describe, without parameters."""
+    model = _model(path, _json(path, metadata, "model"))
+    metadata = {"palette": "[]", "size": "[]"} | metadata  # Older files lack them.
+    names = ("class_names", "palette", "size")
+    fields = {name: _json(path, metadata, name, list) for name in names}
+    try:
+        return Network({}, model, **fields)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path} has damaged metadata: {error}") from error
 
 
 def _model(path: str | Path, fields: Any) -> FCN:
+    """Return the FCN with these fields of JSON, which may be anything."""
     try:
+        if not isinstance(fields, dict):
+            raise ValueError("its fields are not a JSON object")
+        if unknown := fields.keys() - fields_of(FCN()).keys():
+            raise ValueError(f"it has the fields {', '.join(sorted(unknown))}")
         # JSON has no tuples, and a Linen module must have no lists: they do not hash.
-        model = FCN(
-            **{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
-        )
-        shapes_of(model)
-    except (AttributeError, TypeError, ValueError) as error:
+        fields = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
+        return FCN(**fields)
+    except ValueError as error:
         raise ValueError(
             f"{path} describes a network that this fcn_jax does not know: {error}"
         ) from error
-    return model
 
 
-def _mean(path: str | Path, mean: Any) -> tuple[float, float, float]:
-    match mean:
-        case [float(), float(), float()] if all(map(math.isfinite, mean)):
-            return tuple(mean)
-    raise ValueError(f"{path} has damaged metadata: mean_rgb")
-
-
-def _json(path: str | Path, metadata: dict[str, str], key: str) -> Any:
+def _json(
+    path: str | Path, metadata: dict[str, str], key: str, kind: type = object
+) -> Any:
+    """Return an entry of the metadata, whose JSON must be of a kind."""
     try:
-        return json.loads(metadata[key])
+        value = json.loads(metadata[key])
+        if not isinstance(value, kind):
+            raise ValueError(f"it is not a {kind.__name__}")
     except (KeyError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} has damaged metadata: {key}") from error
+    return value

@@ -1,4 +1,4 @@
-"""VGG-16 and FCN from PyTorch's names and layouts, without PyTorch.
+"""Translate the names and layouts of PyTorch's VGG-16 and FCNs, without PyTorch.
 
 Reference: ``torchvision.models.vgg16`` (dense classifier) and timm's ``vgg16`` (the
 classifier as convolutions), both trained on RGB in [0, 1], normalised per channel;
@@ -26,7 +26,7 @@ _log = logging.getLogger("fcn_jax")
 _MEAN = np.array([0.485, 0.456, 0.406])
 _STD = np.array([0.229, 0.224, 0.225])
 
-# The blocks' positions in ``features``, where ReLUs and pools count too.
+# Positions of the convolutions in ``features``, where ReLUs and pools count too.
 _FEATURES = ((0, 2), (5, 7), (10, 12, 14), (17, 19, 21), (24, 26, 28))
 _NAMES = {
     f"features.{position}": f"conv{block}_{number}"
@@ -42,11 +42,11 @@ _NAMES = {
 }
 _NAMES |= {name: name for name in (*BODY, *SCORES, *UPSAMPLINGS)}
 
-# The second filter of conv1_1 in Caffe's VGG-16, [I, H, W], blue first. Copies of those
-# weights go by torchvision's names (vgg16_from_caffe.pth, vgg16-00b39a1b.pth) but want
-# Caffe's pixels, and nothing else in the file says so: taken for torchvision's, they
-# load, run and are silently bad. Unlike a checksum, the numbers outlive saving anew and
-# fine-tuning. Why the second filter: the first sees all colours alike, and so cannot
+# The second filter of conv1_1 in Caffe's VGG-16, [I, H, W], blue first. Some copies of
+# these weights use torchvision's names (vgg16_from_caffe.pth, vgg16-00b39a1b.pth) but
+# need Caffe's pixels, and only the numbers show it. Read as torchvision's weights, they
+# load and run, and the results are silently bad. Unlike a checksum, the numbers survive
+# saving and fine-tuning. The first filter treats all colours alike, so it could not
 # tell blue first from red first.
 _CAFFE_FILTER = np.array(
     [
@@ -59,7 +59,8 @@ _CAFFE_FILTER = np.array(
         ],
     ]
 )
-_TOLERANCE = 0.02  # A seventh of their root mean square; fine-tuning moves them less.
+# A seventh of the root mean square of the filter; fine-tuning changes it by less.
+_TOLERANCE = 0.02
 
 _SOURCES = {
     "torchvision": "PyTorch state dict, RGB, O, I, H, W",
@@ -69,18 +70,19 @@ _SOURCES = {
 
 
 def from_state_dict(tensors: Mapping[str, np.ndarray]) -> WeightFile:
-    """Turns a state dict into layers: of torchvision's or timm's VGG-16, or an FCN.
+    """Turn the state dict of torchvision's or timm's VGG-16 or of an FCN into layers.
 
-    torchvision's networks take ``(rgb / 255 - mean) / std``, which is ``(rgb - 255 *
-    mean) / (255 * std)``: the divisor goes into conv1_1, the mean stays with the
-    network. Under the original names, and where conv1_1 is that of Caffe's VGG-16, the
-    pixels are Caffe's.
+    torchvision's networks take ``(rgb / 255 - mean) / std``, which equals ``(rgb - 255
+    * mean) / (255 * std)``: the divisor goes into conv1_1, and ``mean_rgb`` becomes
+    ``255 * mean``. The pixels are Caffe's if the names are the original ones or conv1_1
+    is that of Caffe's VGG-16.
 
     Args:
         tensors: float arrays by their PyTorch names, with or without the "module." of
             ``DataParallel``.
+
     Returns:
-        The layers, none where the names are of another network.
+        The layers; none if the names belong to another network.
     """
     keys = {key.removeprefix("module."): key for key in tensors}
     layers, used = {}, set()
@@ -100,8 +102,9 @@ def from_state_dict(tensors: Mapping[str, np.ndarray]) -> WeightFile:
         layers["conv1_1"]["kernel"] = _for_rgb(kernel, pixels)
     if "score_pool3" in layers:
         _log.warning(
-            "a PyTorch file of an FCN-8s does not tell whether it was trained at once, "
-            "with scaled pools; if so, use model.clone(pool_scales=(0.01, 0.0001))"
+            "a PyTorch file of an FCN-8s does not tell whether it was trained in one "
+            "stage, with scaled pools; if so, use model.clone(pool_scales=(0.01, "
+            "0.0001))"
         )
     mean_rgb = FCN_MEAN_RGB if original and "score_fr" in layers else VGG_MEAN_RGB
     if pixels == "torchvision":
@@ -111,7 +114,7 @@ def from_state_dict(tensors: Mapping[str, np.ndarray]) -> WeightFile:
 
 
 def _caffe_pixels(kernel: np.ndarray) -> str | None:
-    """Returns "bgr" or "rgb" if conv1_1 is that of Caffe's VGG-16, else None."""
+    """Return "bgr" or "rgb" if conv1_1 is that of Caffe's VGG-16, else None."""
     if kernel.shape[:3] != (3, 3, 3) or kernel.shape[3] < 2:
         return None
     second = kernel[..., 1].astype(np.float64).transpose(2, 0, 1)
@@ -122,7 +125,7 @@ def _caffe_pixels(kernel: np.ndarray) -> str | None:
 
 
 def _for_rgb(kernel: np.ndarray, pixels: str) -> np.ndarray:
-    """Returns the kernel of conv1_1 for RGB in [0, 255] less the mean."""
+    """Return the kernel of conv1_1 for RGB in [0, 255] less the mean."""
     if kernel.ndim != 4 or kernel.shape[2] != 3:
         return kernel
     if pixels == "torchvision":

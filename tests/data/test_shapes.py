@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 
 from fcn_jax.data import shapes
-from fcn_jax.data.shapes import CLASS_NAMES, IGNORE_LABEL, ShapesSource
+from fcn_jax.data.labels import VOID
+from fcn_jax.data.shapes import CLASS_NAMES, ShapesSource
 
 
 def test_shapes_example_is_pure_function_of_split_and_index():
@@ -32,11 +33,11 @@ def test_shapes_iteration_gives_length_examples_of_the_size():
 def test_shapes_every_class_covers_a_fair_share():
     labels = np.stack([example["label"] for example in ShapesSource("t", length=200)])
     counts = np.bincount(labels.ravel(), minlength=256)
-    assert counts.nonzero()[0].tolist() == [*range(len(CLASS_NAMES)), IGNORE_LABEL]
+    assert counts.nonzero()[0].tolist() == [*range(len(CLASS_NAMES)), VOID]
     share = counts / labels.size
     assert 0.5 < share[0] < 0.8  # Background, yet not so much that it is all there is.
     assert (share[1:5] > 0.03).all()
-    assert share[IGNORE_LABEL] < 0.06
+    assert share[VOID] < 0.06
 
 
 def test_shapes_colour_does_not_tell_the_class():
@@ -54,7 +55,7 @@ def test_shapes_labels_follow_the_edges_in_the_image(axis):
         image = np.moveaxis(example["image"].astype(int), axis, 0)
         label = np.moveaxis(example["label"], axis, 0)
         before, after = label[:-1], label[1:]
-        both = (before != IGNORE_LABEL) & (after != IGNORE_LABEL)
+        both = (before != VOID) & (after != VOID)
         assert (before == after)[both].all()  # Void lies between any two shapes.
         step = abs(np.diff(image, axis=0))[both & (before > 0)]
         assert step.max() < 50  # One colour within a shape: noise of 6 is all.

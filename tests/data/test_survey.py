@@ -1,3 +1,4 @@
+import math
 import threading
 
 import numpy as np
@@ -5,11 +6,15 @@ import pytest
 from PIL import Image
 
 from fcn_jax.data.sources import FolderSource
-from fcn_jax.data.survey import check_source, overlaps, report, shortened
-from fcn_jax.visualize import class_chart, colormap
+from fcn_jax.data.survey import (
+    class_weights,
+    overlaps,
+    survey_source,
+    survey_table,
+)
 
-VOID = 9
-OPTIONS = {"num_classes": 3, "ignore_label": VOID, "progress": False}
+VOID = 255
+OPTIONS = {"num_classes": 3, "progress": False}
 
 
 class Source(list):
@@ -32,7 +37,7 @@ def image_of(size, color):
 
 
 def survey_of(*examples, **changes):
-    return check_source(Source(examples), **OPTIONS | changes)
+    return survey_source(Source(examples), **OPTIONS | changes)
 
 
 def named(*names, start=0):
@@ -50,7 +55,7 @@ def save_pair(root, stem, image, label):
 
 def save_broken_folder(root):
     """One good pair, f, among pairs that have each something else wrong."""
-    image, label = image_of((2, 2), (1, 2, 3)), np.array([[0, 1], [2, VOID]])
+    image, label = image_of((2, 2), (1, 2, 3)), np.array([[0, 1], [2, 9]])
     save_pair(root, "a_unreadable", image, label)
     (root / "images" / "a_unreadable.png").write_bytes(b"\x89PNG\r\n\x1a\nand no more")
     save_pair(root, "b_size", image, label[:1])
@@ -72,8 +77,8 @@ def test_survey_counts_pixels_and_images_by_hand():
     np.testing.assert_array_equal(survey.class_images, [2, 2, 0])
     np.testing.assert_array_equal(survey.class_image_pixels, [8, 8, 0])
     assert survey.class_pixels.dtype == np.int64
-    assert survey.images == 3 and survey.names == ["a", "b", "c"]
-    assert survey.sizes == {(2, 3): 1, (1, 2): 2}
+    assert survey.examples == 3 and survey.names == ["a", "b", "c"]
+    assert survey.sizes == [(2, 3), (1, 2), (1, 2)]
     assert survey.void_pixels == 1 and survey.void_share == 0.1
     np.testing.assert_allclose(survey.shares, [5 / 9, 4 / 9, 0])
     # Red: (6 * 10 + 2 * 2 + 2 * 3) / 10, and so on.
@@ -97,9 +102,9 @@ def test_bad_files_are_named_and_the_others_counted(tmp_path):
         labels="labels",
         split="train",
         num_classes=3,
-        ignore_label=VOID,
+        ignore_label=9,
     )
-    survey = check_source(source, **OPTIONS)
+    survey = survey_source(source, **OPTIONS)
     texts = (
         r"a_unreadable.png: cannot be read as an image",
         r"b_size.png is 2x2 .* its label .*b_size.png is 1x2",
@@ -112,7 +117,7 @@ def test_bad_files_are_named_and_the_others_counted(tmp_path):
     for problem, text in zip(survey.problems, texts, strict=True):
         with pytest.raises(ValueError, match=text):
             raise ValueError(problem)
-    assert survey.images == 7 and survey.names == ["f"]
+    assert survey.examples == 7 and survey.names == ["f"]
     np.testing.assert_array_equal(survey.class_pixels, [1, 1, 1])
     assert survey.mean_rgb == (1, 2, 3) and survey.warnings == []
 
@@ -120,16 +125,24 @@ def test_bad_files_are_named_and_the_others_counted(tmp_path):
 def test_sources_without_checks_of_their_own_are_checked():
     example_of_two_sizes = example("b", [[0, 1]])
     example_of_two_sizes["label"] = np.zeros((2, 2), np.int32)
+    flat = {"image": image_of((2,), (0, 0, 0)), "label": np.zeros(2, int), "name": "e"}
     survey = survey_of(
         example("a", [[0, 3]]),
         example_of_two_sizes,
         KeyError("image"),
         example("d", [[0, 1, 2]]),
+        flat,
     )
-    assert len(survey.problems) == 3 and survey.names == ["d"]
-    assert survey.problems[0].startswith("a: label values 3 are neither in [0, 3)")
-    assert survey.problems[1].startswith("b: an image (1, 2, 3) and its label (2, 2)")
+    assert len(survey.problems) == 4 and survey.names == ["d"]
+    assert survey.problems[0].startswith(
+        "example a: label values 3 are neither in [0, 3)"
+    )
+    assert (
+        "example b: the image is [1, 2, 3] uint8, its label [2, 2]"
+        in survey.problems[1]
+    )
     assert survey.problems[2] == "example 2: KeyError: 'image'"
+    assert survey.problems[3].startswith("example e: the label is [2] int64, want")
 
 
 def test_threads_leave_the_order_as_it_is():
@@ -151,8 +164,8 @@ def test_threads_leave_the_order_as_it_is():
         else example(f"{i}", rng.integers(0, 3, (2, 2)), (i % 5, 0, 0))
         for i in range(40)
     ]
-    many = check_source(Backwards(examples), threads=4, **OPTIONS)
-    one = check_source(Source(examples), threads=1, **OPTIONS)
+    many = survey_source(Backwards(examples), threads=4, **OPTIONS)
+    one = survey_source(Source(examples), threads=1, **OPTIONS)
     assert many.problems == one.problems == [f"bad {i}" for i in range(3, 40, 7)]
     assert many.names == one.names and many.digests == one.digests
     assert many.warnings == one.warnings and len(many.warnings) > 20
@@ -172,7 +185,7 @@ def test_reading_stays_a_few_examples_ahead():
     examples = [example("a", [[0]])] * 50
     examples[5] = Interrupt()
     with pytest.raises(Interrupt):
-        check_source(Watched(examples), threads=1, **OPTIONS)
+        survey_source(Watched(examples), threads=1, **OPTIONS)
     assert max(seen) < 20
 
 
@@ -203,8 +216,8 @@ def test_nothing_readable_gives_zeros():
     assert survey.mean_rgb == (0, 0, 0) and survey.void_share == 0
     np.testing.assert_array_equal(survey.shares, np.zeros(3))
     assert survey.warnings == [] and survey.problems == ["bad"]
-    assert "0.00%" in report({"train": survey}, "abc")
-    assert survey_of().images == 0
+    assert "0.00%" in survey_table({"train": survey}, "abc")
+    assert survey_of().examples == 0
 
 
 def test_progress_bar_counts_images(capsys):
@@ -228,20 +241,7 @@ def test_splits_apart_have_no_overlaps():
     assert overlaps({"train": named("a"), "val": named("b", start=1)}) == []
 
 
-def test_many_overlaps_are_counted():
-    names = [f"{i:02d}" for i in range(13)]
-    lines = overlaps({"train": named(*names), "val": named(*names)})
-    assert len(lines) == 11 and lines[-1] == "... and 3 more"
-
-
-@pytest.mark.parametrize(
-    "most, lines", [(1, ["a", "... and 2 more"]), (3, ["a", "b", "c"])]
-)
-def test_shortened_lines_are_counted(most, lines):
-    assert shortened(["a", "b", "c"], most) == lines
-
-
-def test_report_is_a_table_of_splits_and_of_classes():
+def test_survey_table_has_the_splits_and_the_classes():
     train = survey_of(
         example("a", [[0] * 4], (10, 20, 30)),
         example("b", [[0, 0, 1, VOID]] * 2, (10, 20, 30)),
@@ -250,7 +250,7 @@ def test_report_is_a_table_of_splits_and_of_classes():
     common = np.zeros((1000, 300), np.int32)
     common[0, 0] = 1
     val = survey_of(example("c", common))
-    assert report({"train": train, "val": val}, ["sky", "road", "boat"]) == (
+    assert survey_table({"train": train, "val": val}, ["sky", "road", "boat"]) == (
         "split  images  read      height x width        mean RGB    void\n"
         "train       3     2  1..2 x 4 (2 sizes)  10.0 20.0 30.0  16.67%\n"
         "val         1     1          1000 x 300     0.0 0.0 0.0   0.00%\n"
@@ -262,32 +262,36 @@ def test_report_is_a_table_of_splits_and_of_classes():
     )
 
 
-def colors_in(path):
-    with Image.open(path) as picture:
-        return {color for _, color in picture.convert("RGB").getcolors(2**22)}
+# Classes 0, 1, 2 have 5, 2 and 1 pixels, in images of 10, 10 and 4; class 3 has none.
+RARE = example("a", [[0, 0, 0, 0, 1, VOID]]), example("b", [[0, 1], [2, VOID]])
 
 
-def test_class_chart_of_one_split_has_the_colors_of_the_classes(tmp_path):
-    survey = survey_of(example("a", [[0, 1, 1, 1, 1]]))
-    class_chart(tmp_path / "classes.png", {"train": survey}, ["_a_", "$b$", "c" * 99])
-    colors = colors_in(tmp_path / "classes.png")
-    black, red, green = (tuple(map(int, color)) for color in colormap(3))
-    assert colors >= {black, red} and green not in colors  # Class 2 never occurs.
-    assert [path.name for path in tmp_path.iterdir()] == ["classes.png"]
+def test_median_frequency_is_that_computed_by_hand():
+    # Frequencies 0.5, 0.2 and 0.25.
+    weights = class_weights(survey_of(*RARE, num_classes=4), "median_frequency")
+    np.testing.assert_allclose(weights, [0.5, 1.25, 1, 0], rtol=1e-12)
 
 
-def test_class_chart_of_two_splits_has_a_color_for_each(tmp_path):
-    surveys = {"train": named("a"), "_val": named("b")}
-    class_chart(tmp_path / "classes.png", surveys, "abc")
-    assert colors_in(tmp_path / "classes.png") >= {(31, 119, 180), (255, 127, 14)}
+def test_median_frequency_of_an_even_number_is_between_the_middle_two():
+    # Frequencies 0.8 and 0.2.
+    survey = survey_of(example("a", [[0, 0, 0, 0, 1]]))
+    weights = class_weights(survey, "median_frequency")
+    np.testing.assert_allclose(weights, [0.625, 2.5, 0], rtol=1e-12)
 
 
-def test_class_chart_takes_many_classes_and_none_that_occurs(tmp_path):
-    rng = np.random.default_rng(0)
-    label = (150 * rng.random((300, 300)) ** 3).astype(int)
-    survey = survey_of(example("a", label), num_classes=150)
-    names = [f"class {i}" for i in range(150)]
-    class_chart(tmp_path / "many.png", {"train": survey}, names)
-    class_chart(tmp_path / "none.png", {"train": survey_of()}, "abc")
-    with Image.open(tmp_path / "many.png") as picture:
-        assert picture.width > 1000 and picture.height > 1000
+def test_inverse_log_is_that_computed_by_hand():
+    weights = class_weights(survey_of(*RARE, num_classes=4), "inverse_log")
+    expected = [1 / math.log(1.02 + n / 8) for n in (5, 2, 1, 0)]
+    np.testing.assert_allclose(weights, expected, rtol=1e-12)
+    assert weights[3] == pytest.approx(50.498, abs=1e-3)
+
+
+@pytest.mark.parametrize("balance", ["median_frequency", "inverse_log"])
+def test_class_weights_without_classes_are_refused(balance):
+    with pytest.raises(ValueError, match="no class occurs"):
+        class_weights(survey_of(example("a", [[VOID, VOID]])), balance)
+
+
+def test_class_weights_of_an_unknown_balance_are_refused():
+    with pytest.raises(ValueError, match="balance = 'mean' is not one of"):
+        class_weights(survey_of(*RARE), "mean")

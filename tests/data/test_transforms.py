@@ -5,7 +5,6 @@ from hypothesis import given
 
 from fcn_jax.data.transforms import (
     augment,
-    pad,
     random_crop,
     random_flip,
     random_scale,
@@ -15,7 +14,7 @@ from fcn_jax.data.transforms import (
 MEAN_RGB = (103.6, 116.2, 10.5)
 MEAN_PIXEL = [104, 116, 10]  # Rounded, halves to even.
 VOID = 255
-FILL = {"ignore_label": VOID, "mean_rgb": MEAN_RGB}
+FILL = {"mean_rgb": MEAN_RGB}
 
 sides = st.integers(1, 12)
 sizes = st.tuples(sides, sides)
@@ -144,17 +143,6 @@ def test_random_flip_flips_half_the_time():
     assert 160 < flips < 240  # 4 standard deviations of a fair coin.
 
 
-@given(sizes, sizes)
-def test_pad_puts_the_image_at_the_top_left(size, more):
-    example = numbered(*size)
-    padded = pad(example, (size[0] + more[0], size[1] + more[1]), **FILL)
-    assert_aligned(padded)
-    inside = np.s_[: size[0], : size[1]]
-    np.testing.assert_array_equal(padded["image"][inside], example["image"])
-    np.testing.assert_array_equal(padded["label"][inside], example["label"])
-    assert (padded["label"] == VOID).sum() == padded["label"].size - size[0] * size[1]
-
-
 @given(sizes, sizes, seeds)
 def test_augment_with_crop_gives_its_size(size, crop, seed):
     out = augment(
@@ -222,9 +210,3 @@ def test_wrong_size_is_refused(size):
 def test_random_scale_wrong_bounds_are_refused(scale):
     with pytest.raises(ValueError, match=r"scale must be 0 < low <= high, got \("):
         random_scale(numbered(3, 3), rng(), *scale)
-
-
-@pytest.mark.parametrize("size", [(2, 9), (9, 3)])
-def test_pad_to_a_smaller_size_is_refused(size):
-    with pytest.raises(ValueError, match="cannot pad an image of 3x4 to size "):
-        pad(numbered(3, 4), size, **FILL)

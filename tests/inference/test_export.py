@@ -12,8 +12,10 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from PIL import Image
 
 from fcn_jax.inference import export as module
-from fcn_jax.inference.export import export, load
+from fcn_jax.inference.export import export, load_exported
+from fcn_jax.inference.predict import apply, predict
 from fcn_jax.models.fcn import FCN
+from fcn_jax.network import Network
 from fcn_jax.weights.layers import shapes_of
 
 SERVE = Path(__file__).parents[2] / "examples" / "serve.py"
@@ -37,6 +39,8 @@ def random_params(model, seed=0):
 
 
 PARAMS = random_params(MODEL)
+PALETTE = tuple((i, 2 * i, 3 * i) for i in range(CLASSES))
+NET = Network(PARAMS, MODEL, NAMES, PALETTE)
 
 
 def picture(*shape, seed=0):
@@ -67,13 +71,13 @@ def unchecked(monkeypatch):
 @pytest.fixture(scope="module")
 def path(tmp_path_factory):
     path = tmp_path_factory.mktemp("new") / "folder" / "network"
-    export(path, MODEL, PARAMS, class_names=NAMES)
+    export(path, NET)
     return path
 
 
 @pytest.fixture(scope="module")
 def network(path):
-    return load(path)
+    return load_exported(path)
 
 
 # (variant, geometry, crop, learned upsampling, output)
@@ -102,8 +106,8 @@ def test_export_computes_what_the_model_does(
     params, batch = random_params(model), picture(2, 33, 71)
     # Whatever it trained in, the network is exported in float32.
     trained = model.clone(dtype=jnp.bfloat16)
-    export(tmp_path / "a.npz", trained, params, output=output)
-    found = load(tmp_path / "a.npz")(batch)
+    export(tmp_path / "a.npz", Network(params, trained), output=output)
+    found = load_exported(tmp_path / "a.npz")(batch)
     logits = logits_of(model, params, batch)
     if output == "labels":
         assert_labels(found, logits)
@@ -128,6 +132,7 @@ def test_single_image_gives_what_its_batch_of_one_gives(network):
 
 def test_file_tells_output_and_class_names(network):
     assert network.output == "labels" and network.class_names == NAMES
+    assert network.palette == PALETTE
 
 
 def test_export_leaves_only_its_file(path):
@@ -164,7 +169,7 @@ def test_export_that_computes_something_else_is_refused(tmp_path, monkeypatch, o
     apply = module.apply
     monkeypatch.setattr(module, "apply", lambda *a, **k: np.roll(apply(*a, **k), 1, -1))
     with pytest.raises(ValueError, match=r"logits differ by .* images \[1, 1, 1\]"):
-        export(tmp_path / "a.npz", MODEL, PARAMS, output=output)
+        export(tmp_path / "a.npz", NET, output=output)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -177,7 +182,7 @@ def test_interrupted_export_leaves_what_was_there(tmp_path, monkeypatch):
     monkeypatch.setattr(np, "savez", half)
     for name in ("a.npz", "b.npz"):
         with pytest.raises(KeyboardInterrupt):
-            export(tmp_path / name, MODEL, PARAMS)
+            export(tmp_path / name, NET)
     assert list(tmp_path.iterdir()) == [tmp_path / "a.npz"]
     assert (tmp_path / "a.npz").read_text() == "old"
 
@@ -186,14 +191,13 @@ REFUSED = [
     ({"output": "scores"}, "output = 'scores' is not one of labels, logits"),
     ({"platforms": ("cpu", "gpu")}, "are not all of cpu, cuda, rocm, tpu"),
     ({"platforms": ()}, "this machine has none of them"),
-    ({"class_names": ["sky"]}, "1 names for 5 classes"),
 ]
 
 
 @pytest.mark.parametrize("arguments, message", REFUSED)
 def test_arguments_that_do_not_fit_are_refused(tmp_path, arguments, message):
     with pytest.raises(ValueError, match=message):
-        export(tmp_path / "a.npz", MODEL, PARAMS, **arguments)
+        export(tmp_path / "a.npz", NET, **arguments)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -209,7 +213,7 @@ def test_params_that_do_not_fit_are_named(tmp_path, bias, problem):
     flat = {**flatten_dict(PARAMS, sep="/"), "head/score_fr/bias": bias}
     flat = {name: array for name, array in flat.items() if array is not None}
     with pytest.raises(ValueError, match=f"\nhead/score_fr/bias {problem}$"):
-        export(tmp_path / "a.npz", MODEL, unflatten_dict(flat, sep="/"))
+        export(tmp_path / "a.npz", NET.replace(params=unflatten_dict(flat, sep="/")))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -249,16 +253,19 @@ class Bomb:
 
 
 DAMAGES = {
-    "empty": (lambda path, bad: bad.touch(), "no whole .npz"),
-    "random": (lambda path, bad: bad.write_bytes(bytes(range(256))), "no whole .npz"),
-    "half": (lambda path, bad: bad.write_bytes(path.read_bytes()[:99]), "no whole"),
+    "empty": (lambda path, bad: bad.touch(), "not a whole .npz"),
+    "random": (
+        lambda path, bad: bad.write_bytes(bytes(range(256))),
+        "not a whole .npz",
+    ),
+    "half": (lambda path, bad: bad.write_bytes(path.read_bytes()[:99]), "not a whole"),
     "flipped": (flipped, "CRC"),
     "less-one-array": (less_one_array, "takes other parameters"),
     "half-a-program": (half_a_program, ""),
     "newer": (newer, "format version 2, .* install"),
-    "npy": (lambda path, bad: np.save(bad, np.zeros(3)), "no whole .npz"),
+    "npy": (lambda path, bad: np.save(bad, np.zeros(3)), "not a whole .npz"),
     "other-npz": (lambda path, bad: np.savez(bad, a=np.zeros(3)), "another kind"),
-    "pickle": (lambda path, bad: bad.write_bytes(pickle.dumps(Bomb())), "no whole"),
+    "pickle": (lambda path, bad: bad.write_bytes(pickle.dumps(Bomb())), "not a whole"),
     "pickle-npz": (lambda path, bad: np.savez(bad, metadata=[Bomb()]), "allow_pickle"),
 }
 
@@ -269,12 +276,12 @@ def test_damaged_and_other_files_are_refused(path, tmp_path, damage):
     bad = tmp_path / ("bad.npy" if damage == "npy" else "bad.npz")
     make(path, bad)
     with pytest.raises(ValueError, match=f"{bad.name} cannot be read as .*{message}"):
-        load(bad)
+        load_exported(bad)
 
 
 def test_missing_file_is_an_os_error(tmp_path):
     with pytest.raises(FileNotFoundError):
-        load(tmp_path / "none.npz")
+        load_exported(tmp_path / "none.npz")
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.int32, bool])
@@ -289,7 +296,34 @@ def test_images_of_other_shapes_are_refused(network, shape):
         network(np.zeros(shape, np.uint8))
 
 
-@pytest.mark.parametrize("image", ["cat.jpg", None, [[[1, 2, 3]]]])
-def test_what_is_no_array_is_refused(network, image):
-    with pytest.raises(ValueError, match="not an array"):
+@pytest.mark.parametrize("image", [None, [[[1, 2, 3]]]])
+def test_what_is_no_image_is_refused(network, image):
+    with pytest.raises(ValueError, match="pass an array"):
         network(image)
+
+
+def test_image_may_be_a_path_or_a_pil_image(network, tmp_path):
+    image = picture(96, 20)
+    Image.fromarray(image).save(tmp_path / "a.png")
+    labels = network(image)
+    np.testing.assert_array_equal(network(tmp_path / "a.png"), labels)
+    np.testing.assert_array_equal(network(Image.fromarray(image)), labels)
+
+
+def test_bare_parameters_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="pass the Network"):
+        export(tmp_path / "a.npz", PARAMS)
+
+
+def test_network_with_a_size_resizes_in_the_file(tmp_path, unchecked):
+    net, image = NET.replace(size=(40, 56)), picture(71, 33)
+    for output in ("labels", "logits"):
+        export(tmp_path / "a.npz", net, output=output)
+        found = load_exported(tmp_path / "a.npz")(image)
+        logits = np.asarray(apply(net, image))
+        if output == "labels":
+            assert_labels(found[None], logits[None])
+            np.testing.assert_array_equal(found, predict(net, image))
+        else:
+            tolerance = 1e-4 * np.abs(logits).max()
+            np.testing.assert_allclose(found, logits, rtol=0, atol=tolerance)

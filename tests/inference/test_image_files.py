@@ -3,14 +3,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fcn_jax.data.sources import read_image, read_label
-from fcn_jax.inference import buckets
+from fcn_jax.data.images import read_image, read_label
+from fcn_jax.inference import predict as predict_module
 from fcn_jax.inference.image_files import find_images, predict_files
 from fcn_jax.inference.predict import apply, predict
-from fcn_jax.models.fcn import FCN
+from fcn_jax.network import Network
 from fcn_jax.visualize import colormap, overlay
 
-MODEL = FCN(variant="fcn32s", num_classes=5, width=1 / 16)
 SIZE = (20, 33)
 
 
@@ -25,13 +24,13 @@ def save(path, image):
     return path
 
 
-def test_predict_files_writes_labels_and_overlays(params, tmp_path):
+def test_predict_files_writes_labels_and_overlays(net, tmp_path):
     paths = [save(tmp_path / "a.png", picture()), save(tmp_path / "b.bmp", picture())]
     out = tmp_path / "new" / "out"
-    assert predict_files(MODEL, params, [*paths, paths[0]], out) == (2, [])
+    assert predict_files(net, [*paths, paths[0]], out) == (2, [])
     names = ["a.png", "a_overlay.png", "b.png", "b_overlay.png"]
     assert sorted(path.name for path in out.iterdir()) == names
-    labels = np.asarray(predict(params, picture()))
+    labels = np.asarray(predict(net, picture()))
     np.testing.assert_array_equal(read_label(out / "a.png"), labels)
     np.testing.assert_array_equal(read_image(out / "a.png"), colormap()[labels])
     np.testing.assert_array_equal(
@@ -39,12 +38,28 @@ def test_predict_files_writes_labels_and_overlays(params, tmp_path):
     )
 
 
-def test_folder_keeps_its_structure(params, tmp_path):
+def test_palette_of_the_network_colours_the_results(net, tmp_path):
+    path = save(tmp_path / "a.png", picture())
+    palette = [(10 * i, 200 - i, 40) for i in range(5)]
+    predict_files(net.replace(palette=palette), [path], tmp_path / "out")
+    labels = predict(net, picture())
+    np.testing.assert_array_equal(
+        read_image(tmp_path / "out" / "a.png"), np.uint8(palette)[labels]
+    )
+
+
+def test_more_classes_than_a_png_holds_are_refused_at_once(net, tmp_path):
+    model = net.model.clone(num_classes=257)
+    with pytest.raises(ValueError, match="257 classes do not fit"):
+        predict_files(Network(net.params, model), ["a.png"], tmp_path / "out")
+
+
+def test_folder_keeps_its_structure(net, tmp_path):
     save(tmp_path / "in" / "a.png", picture())
     save(tmp_path / "in" / "deep" / "er" / "a.jpg", picture(40, 17))
     save(tmp_path / "in" / ".hidden.png", picture())
     (tmp_path / "in" / "notes.txt").write_text("no image")
-    done = predict_files(MODEL, params, [tmp_path / "in"], tmp_path / "out")
+    done = predict_files(net, [tmp_path / "in"], tmp_path / "out")
     assert done == (2, [])
     written = {
         p.relative_to(tmp_path / "out").as_posix()
@@ -58,7 +73,7 @@ def test_folder_keeps_its_structure(params, tmp_path):
     }
     image = read_image(tmp_path / "in" / "deep" / "er" / "a.jpg")
     np.testing.assert_array_equal(
-        read_label(tmp_path / "out" / "deep" / "er" / "a.png"), predict(params, image)
+        read_label(tmp_path / "out" / "deep" / "er" / "a.png"), predict(net, image)
     )
 
 
@@ -80,24 +95,24 @@ def test_name_with_brackets_that_exists_is_a_file(tmp_path):
     assert list(find_images([str(path)])) == [path]
 
 
-def test_probabilities_are_the_softmax_of_the_scores(params, tmp_path):
+def test_probabilities_are_the_softmax_of_the_scores(net, tmp_path):
     path = save(tmp_path / "a.png", picture())
-    predict_files(MODEL, params, [path], tmp_path / "out", probabilities=True)
+    predict_files(net, [path], tmp_path / "out", probabilities=True)
     with np.load(tmp_path / "out" / "a.npz") as file:
         found = file["probabilities"]
     assert found.dtype == np.float16
-    expected = jax.nn.softmax(apply(params, picture()))
+    expected = jax.nn.softmax(apply(net, picture()))
     np.testing.assert_allclose(found, expected, atol=1e-3)
     labels = read_label(tmp_path / "out" / "a.png")
-    np.testing.assert_array_equal(labels, predict(params, picture()))
+    np.testing.assert_array_equal(labels, predict(net, picture()))
 
 
-def test_unreadable_files_are_left_out_and_listed(params, tmp_path):
+def test_unreadable_files_are_left_out_and_listed(net, tmp_path):
     bad = tmp_path / "bad.jpg"
     bad.write_text("<html>not found</html>")
     good = save(tmp_path / "good.bmp", picture())
     written, [(path, error)] = predict_files(
-        MODEL, params, [bad, good], tmp_path / "out", size=SIZE
+        net.replace(size=SIZE), [bad, good], tmp_path / "out"
     )
     assert (
         written == 1 and path == bad and "bad.jpg: cannot be read as an image" in error
@@ -109,30 +124,30 @@ def test_unreadable_files_are_left_out_and_listed(params, tmp_path):
 
 
 def test_large_image_shows_the_progress_of_its_tiles(
-    params, tmp_path, monkeypatch, capsys
+    net, tmp_path, monkeypatch, capsys
 ):
     path = save(tmp_path / "a.png", picture())
-    predict_files(MODEL, params, [path], tmp_path / "small")
+    predict_files(net, [path], tmp_path / "small")
     assert "tiles:" not in capsys.readouterr().err
-    monkeypatch.setattr(buckets, "needs_tiles", lambda shape: True)
-    predict_files(MODEL, params, [path], tmp_path / "large")
+    monkeypatch.setattr(predict_module, "needs_tiles", lambda shape: True)
+    predict_files(net, [path], tmp_path / "large")
     assert "tiles:" in capsys.readouterr().err
     labels = read_label(tmp_path / "large" / "a.png")
-    np.testing.assert_array_equal(labels, predict(params, picture()))
+    np.testing.assert_array_equal(labels, predict(net, picture()))
 
 
 @pytest.mark.parametrize(
     "first, second", [("x/a.jpg", "y/a.png"), ("a.jpg", "a_overlay.jpg")]
 )
-def test_images_that_share_a_result_are_refused(params, tmp_path, first, second):
+def test_images_that_share_a_result_are_refused(net, tmp_path, first, second):
     paths = [tmp_path / first, tmp_path / second]
     with pytest.raises(ValueError, match=f"{second}, would replace .*{first}"):
-        predict_files(MODEL, params, paths, tmp_path / "out")
+        predict_files(net, paths, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
-def test_results_never_replace_an_image(params, tmp_path):
+def test_results_never_replace_an_image(net, tmp_path):
     path = save(tmp_path / "a.png", picture())
     with pytest.raises(ValueError, match="a.png, would replace .*another folder"):
-        predict_files(MODEL, params, [path], tmp_path)
+        predict_files(net, [path], tmp_path)
     np.testing.assert_array_equal(read_image(path), picture())

@@ -16,10 +16,12 @@ from fcn_jax.inference.tiles import (
     logits_tiled,
     margins,
     needs_tiles,
+    plan_tiles,
     predict_tiled,
     receptive_field,
 )
 from fcn_jax.models.fcn import FCN
+from fcn_jax.network import Network
 
 LEARNED = {"learn_upsampling": True, "pool_scales": (0.5, 0.25)}
 # Fields of the network.
@@ -49,11 +51,11 @@ def picture(height, width, seed=0):
     return np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
 
 
-def stitched(model, params, image, tile):
+def stitched(net, image, tile):
     """The logits of all tiles, and how often each pixel is among them."""
-    logits = np.zeros((*image.shape[:2], model.num_classes), np.float32)
+    logits = np.zeros((*image.shape[:2], net.model.num_classes), np.float32)
     times = np.zeros(image.shape[:2], int)
-    for rows, cols, part in logits_tiled(model, params, image, tile=tile):
+    for rows, cols, part in logits_tiled(net, image, tile=tile):
         logits[rows, cols] = part
         times[rows, cols] += 1
     return logits, times
@@ -67,10 +69,10 @@ def apart(logits, tolerance):
 
 @pytest.mark.parametrize("case", CASES)
 def test_tiles_equal_the_whole_image(reference, case):
-    model, params = reference.network(**CASES[case])
+    net = reference.network(**CASES[case])
     image = picture(*SIZES.get(case, LONG))
-    whole = np.asarray(apply(params, image, model=model))
-    logits, times = stitched(model, params, image, (608, 608))
+    whole = np.asarray(apply(net, image))
+    logits, times = stitched(net, image, (608, 608))
     assert (times == 1).all()
     tolerance = 1e-4 * np.abs(whole).max()
     np.testing.assert_allclose(logits, whole, rtol=0, atol=tolerance)
@@ -111,7 +113,7 @@ def test_receptive_field_is_where_an_impulse_comes_through(
     impulses = side // 2 + np.arange(32)  # One in each phase of the pools.
     image = np.zeros((len(impulses), side, 1, 3), np.uint8)
     image[np.arange(len(impulses)), impulses] = 255
-    logits = np.asarray(apply(params, image, model=model))[:, :, 0, 0]
+    logits = np.asarray(apply(Network(params, model), image))[:, :, 0, 0]
     fields = [receptive_field(model, row, side=side) for row in range(side)]
     first, last = np.array(fields).T
     seen = (first <= impulses[:, None]) & (impulses[:, None] <= last)
@@ -136,45 +138,49 @@ def small(reference):
 
 
 def test_labels_are_those_of_the_best_logits(small):
-    model, params = small
     image = picture(33, 850)
-    logits, _ = stitched(model, params, image, (608, 608))
-    labels = predict_tiled(model, params, image, tile=(608, 608))
+    logits, _ = stitched(small, image, (608, 608))
+    labels = predict_tiled(small, image, tile=(608, 608))
     assert labels.shape == (33, 850) and labels.dtype == np.uint8
     np.testing.assert_array_equal(labels, logits.argmax(-1))
 
 
 def test_an_image_of_one_tile_gives_the_labels_of_predict(small):
-    model, params = small
     image = picture(45, 37)
-    expected = predict(params, image, model=model)
-    np.testing.assert_array_equal(predict_tiled(model, params, image), expected)
+    expected = predict(small, image)
+    np.testing.assert_array_equal(predict_tiled(small, image), expected)
 
 
 def test_image_and_labels_may_be_files(small, tmp_path):
-    model, params = small
     image = picture(33, 850)
     np.save(tmp_path / "image.npy", image)
     out = np.lib.format.open_memmap(tmp_path / "labels.npy", "w+", np.int16, (33, 850))
     mapped = np.load(tmp_path / "image.npy", mmap_mode="r")
-    assert predict_tiled(model, params, mapped, tile=(608, 608), out=out) is out
-    expected = predict_tiled(model, params, image, tile=(608, 608))
+    assert predict_tiled(small, mapped, tile=(608, 608), out=out) is out
+    expected = predict_tiled(small, image, tile=(608, 608))
     np.testing.assert_array_equal(np.load(tmp_path / "labels.npy"), expected)
 
 
-def test_tiles_of_images_of_about_one_size_share_one_program(small, monkeypatch):
-    model, params = small
-    traced, compute = [], FCN.apply
-
-    def apply(self, variables, batch, size):
-        traced.append(batch.shape)
-        return compute(self, variables, batch, size)
-
-    monkeypatch.setattr(FCN, "apply", apply)
-    model = model.copy(dropout=0.25)  # Not one that another test has compiled.
+def test_tiles_of_images_of_about_one_size_share_one_program(small, traced):
+    net = small.replace(model=small.model.copy(dropout=0.25))
     for width in (680, 717, 735):
-        predict_tiled(model, params, picture(width % 32 + 1, width), tile=(640, 640))
+        predict_tiled(net, picture(width % 32 + 1, width), tile=(640, 640))
     assert traced == [(1, 32, 640, 3)]
+
+
+@pytest.mark.parametrize("size", [(40, 30), (33, 801)])
+def test_resizing_network_gives_the_labels_of_the_whole_in_strips(
+    small, monkeypatch, size
+):
+    net, image = small.replace(size=size), picture(70, 150)
+    whole = np.asarray(apply(net, image))
+    monkeypatch.setattr(tiles, "_STRIP_VALUES", 20 * 150 * 4)
+    monkeypatch.setattr(tiles, "needs_tiles", lambda shape: shape[1] > 800)
+    logits, times = stitched(net, image, (608, 608))
+    assert (times == 1).all()
+    np.testing.assert_allclose(logits, whole, rtol=0, atol=1e-4 * np.abs(whole).max())
+    labels = predict_tiled(net, image, tile=(608, 608))
+    np.testing.assert_array_equal(labels, logits.argmax(-1))
 
 
 @pytest.fixture
@@ -182,7 +188,7 @@ def seen(monkeypatch):
     """The shapes of the batches that the network would see; it is not run."""
     batches = []
 
-    def logits(model, params, batch, size):
+    def logits(net, batch, size):
         batches.append(batch.shape)
         return np.zeros((*batch.shape[:3], 1))
 
@@ -193,8 +199,8 @@ def seen(monkeypatch):
 # Neighbours overlap by 512 rows of a multiple of 32, by up to 544 of another number.
 LAYOUTS = [
     # A little above the limit: two, each with half of what is left beside the overlap.
-    ((2049, 2048), 2**22, [(2080, 1280)] * 2),
-    ((2048, 2049), 2**22, [(1280, 2080)] * 2),
+    ((2049, 2048), 2**22, [(1312, 2048)] * 2),
+    ((2048, 2049), 2**22, [(2048, 1312)] * 2),
     ((3000, 4000), 2**22, [(1760, 2272)] * 4),
     # Narrow: tiles as long as their pixels allow.
     ((20000, 32), 768 * 768, [(10272, 32)] * 2),
@@ -209,7 +215,8 @@ LAYOUTS = [
 @pytest.mark.parametrize(("size", "tile", "expected"), LAYOUTS)
 def test_tiles_are_equal_and_see_few_pixels(small, seen, size, tile, expected):
     image = np.broadcast_to(np.uint8(0), (*size, 3))
-    _, times = stitched(small[0].copy(num_classes=1), small[1], image, tile)
+    net = small.replace(model=small.model.copy(num_classes=1))
+    _, times = stitched(net, image, tile)
     assert (times == 1).all()
     assert seen == [(1, *shape, 3) for shape in expected]
 
@@ -223,8 +230,7 @@ def test_tiles_are_equal_and_see_few_pixels(small, seen, size, tile, expected):
 )
 def test_tiles_keep_to_the_limit_and_each_pixel_once(variant, geometry, size, side):
     model = FCN(variant=variant, geometry=geometry)
-    image = np.broadcast_to(np.uint8(0), (*size, 3))
-    (height, width), parts = tiles._plan(model, image, side * side)
+    (height, width), parts = plan_tiles(model, size, side * side)
     assert height * width <= side * side and height % 32 == width % 32 == 0
     times = np.zeros(size, np.uint8)
     for (seen_rows, rows), (seen_cols, cols) in parts:
@@ -238,9 +244,9 @@ def test_tiles_keep_to_the_limit_and_each_pixel_once(variant, geometry, size, si
 
 def test_progress_bar_counts_tiles(small, capsys):
     image = picture(33, 850)
-    predict_tiled(*small, image, tile=(608, 608))
+    predict_tiled(small, image, tile=(608, 608))
     assert capsys.readouterr().err == ""
-    predict_tiled(*small, image, tile=(608, 608), progress=True)
+    predict_tiled(small, image, tile=(608, 608), progress=True)
     assert "0/4" in capsys.readouterr().err
 
 
@@ -250,19 +256,18 @@ def test_more_pixels_than_the_limit_need_tiles():
 
 
 def test_too_small_a_tile_is_refused_with_the_least_that_works(small):
-    model, params = small
     image = np.broadcast_to(np.uint8(0), (30, 850, 3))
     with pytest.raises(ValueError, match="32 x 544 pixels or more"):
-        logits_tiled(model, params, image, tile=(543, 543))
-    logits_tiled(model, params, image, tile=(544, 544))
+        logits_tiled(small, image, tile=(543, 543))
+    logits_tiled(small, image, tile=(544, 544))
     for tile in (0, (0, 64), 31):
         with pytest.raises(ValueError, match=r"too small .* \[30, 850\]"):
-            logits_tiled(model, params, image, tile=tile)
+            logits_tiled(small, image, tile=tile)
 
 
 def test_a_batch_is_refused(small):
     with pytest.raises(ValueError, match=r"batch \[2, 8, 8, 3\]"):
-        predict_tiled(*small, np.zeros((2, 8, 8, 3), np.uint8))
+        predict_tiled(small, np.zeros((2, 8, 8, 3), np.uint8))
 
 
 @pytest.mark.parametrize(
@@ -274,31 +279,30 @@ def test_a_batch_is_refused(small):
 )
 def test_out_that_does_not_fit_is_refused(small, out, message):
     with pytest.raises(ValueError, match=message):
-        predict_tiled(*small, np.zeros((8, 8, 3), np.uint8), out=out)
+        predict_tiled(small, np.zeros((8, 8, 3), np.uint8), out=out)
 
 
 def test_classes_that_out_cannot_hold_are_refused(small):
-    model = small[0].copy(num_classes=129)
+    net = small.replace(model=small.model.copy(num_classes=129))
     image = np.zeros((8, 8, 3), np.uint8)
     with pytest.raises(ValueError, match="129 classes"):
-        predict_tiled(model, small[1], image, out=np.zeros((8, 8), np.int8))
+        predict_tiled(net, image, out=np.zeros((8, 8), np.int8))
 
 
 # Peak memory never falls: so in a process of its own.
 MEMORY = """
 import resource, sys
-import jax, jax.numpy as jnp, numpy as np
+import jax, numpy as np
+import fcn_jax
 from fcn_jax.inference.tiles import predict_tiled
-from fcn_jax.models.fcn import FCN
 
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
-model = FCN(variant="fcn32s", num_classes=2, width=1 / 64)
-params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 1, 1, 3)))["params"]
+net = fcn_jax.init(jax.random.key(0), "fcn32s", 2, width=1 / 64)
 for width in (4800, 19200):
     image = np.broadcast_to(np.uint8([9, 90, 200]), (500, width, 3))
-    labels = predict_tiled(model, params, image, tile=(512, 2048))
+    labels = predict_tiled(net, image, tile=(512, 2048))
     print(labels.nbytes / 2**20, peak())
 """
 

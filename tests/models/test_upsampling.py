@@ -1,5 +1,7 @@
 """Bilinear kernels and upsampling, against hand values and a scatter in numpy."""
 
+import tracemalloc
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -185,3 +187,14 @@ def test_upsampling_keeps_the_dtype(dtype):
     x = jnp.ones((1, 2, 2, 1), dtype)
     assert bilinearly(x, 2).dtype == dtype
     assert by_kernel(x, jnp.ones((4, 4, 1, 1)), 2).dtype == dtype
+
+
+def test_shape_of_the_bilinear_kernel_takes_no_memory():
+    tracemalloc.start()
+    try:
+        kernel = jax.eval_shape(lambda: bilinear_kernel(8, 1000))
+        assert tracemalloc.get_traced_memory()[1] < 10e6
+    finally:
+        tracemalloc.stop()
+    assert kernel.shape == (16, 16, 1000, 1000)
+    assert kernel.dtype == np.float32

@@ -86,6 +86,16 @@ def test_same_image_under_another_name_is_an_overlap(check, tmp_path):
     assert "  train2 (train) and val1 (val) have the same pixels" in text
 
 
+def test_many_overlaps_are_counted(check, tmp_path):
+    save_split(tmp_path / "data", "train", 3, n=13)
+    save_split(tmp_path / "data", "val", 3, n=13)
+    status, text = check()
+    assert status == 1
+    assert text.count("have the same pixels") == 10 and "  ... and 3 more\n" in text
+    record = json.loads((tmp_path / "out" / "data.json").read_text())
+    assert len(record["overlaps"]) == 11
+
+
 def test_warnings_alone_give_zero(check, tmp_path):
     image = np.full((*SIZE, 3), 7)
     save_pair(tmp_path / "data", "train", "dark", image, np.full(SIZE, 255))
@@ -114,7 +124,7 @@ def test_missing_root_is_printed_once_and_nothing_written(check, config, tmp_pat
 def test_config_that_cannot_be_used_is_a_problem(check, config):
     config.data.class_names = ("sky",)
     status, text = check()
-    assert status == 1 and "config.data.class_names has 1 names" in text
+    assert status == 1 and "config.data.class_names has 1 entries" in text
 
 
 def test_one_split_for_both_is_a_problem(check, config):

@@ -17,10 +17,10 @@ def state_at(step):
     return state._replace(step=jnp.asarray(step, jnp.int32))
 
 
-def save_all(directory, scores, keep):
+def save_all(directory, best, keep):
     checkpoints = Checkpoints(directory, keep=keep)
-    for step, score in enumerate(scores, start=1):
-        checkpoints.save(state_at(step), score and {"mean_iu": score})
+    for step, is_best in enumerate(best, start=1):
+        checkpoints.save(state_at(step), best=is_best)
     checkpoints.close()
 
 
@@ -29,21 +29,30 @@ def steps_in(directory):
 
 
 @pytest.mark.parametrize(
-    ("scores", "keep", "kept"),
+    ("best", "keep", "kept"),
     [
-        ([0.1, 0.5, 0.3, 0.2], 1, [2, 4]),
-        ([0.1, 0.5, 0.3, 0.2], 2, [2, 3, 4]),
-        ([0.1, 0.2, 0.3], 1, [3]),
-        ([0.5, None, None], 1, [1, 3]),
+        ([True, True, False, False], 1, [2, 4]),
+        ([True, True, False, False], 2, [2, 3, 4]),
+        ([True, True, True], 1, [3]),
+        ([True, False, False], 1, [1, 3]),
+        ([False, False], 1, [2]),
     ],
 )
-def test_checkpoints_kept_are_the_latest_and_the_best(tmp_path, scores, keep, kept):
-    save_all(tmp_path / "c", scores, keep)
+def test_checkpoints_kept_are_the_latest_and_the_best(tmp_path, best, keep, kept):
+    save_all(tmp_path / "c", best, keep)
     assert steps_in(tmp_path / "c") == kept
 
 
+def test_best_of_an_earlier_process_is_kept(tmp_path):
+    save_all(tmp_path / "c", [True, False], keep=1)
+    checkpoints = Checkpoints(tmp_path / "c", keep=1, best_step=1)
+    checkpoints.save(state_at(3))
+    checkpoints.close()
+    assert steps_in(tmp_path / "c") == [1, 3]
+
+
 def test_restored_state_is_the_latest_one_saved(tmp_path):
-    save_all(tmp_path / "c", [0.5, 0.1], keep=1)
+    save_all(tmp_path / "c", [True, False], keep=1)
     checkpoints = Checkpoints(tmp_path / "c", keep=1)
     assert checkpoints.latest_step() == 2
     restored = checkpoints.restore(jax.eval_shape(lambda: state_at(0)))

@@ -32,7 +32,7 @@ def test_warmup_rises_linearly_then_decays_over_the_rest():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"name": "step"}, "optim.schedule = 'step' is not one of poly, cosine"),
+        ({"name": "step"}, "name = 'step' is not one of the schedules poly, cosine"),
         ({"warmup_steps": 100}, "warmup_steps = 100 must be less than the 100 steps"),
     ],
 )
@@ -43,7 +43,7 @@ def test_schedule_that_cannot_be_is_refused(change, message):
 
 
 def test_unknown_optimizer_is_refused():
-    with pytest.raises(ValueError, match="optim.name = 'adam' is not one of sgd"):
+    with pytest.raises(ValueError, match="name = 'adam' is not one of the optimizers"):
         make_optimizer("adam", lambda step: 1.0)
 
 

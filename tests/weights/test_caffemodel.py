@@ -7,6 +7,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from fcn_jax.weights import caffemodel, load
+from fcn_jax.weights.layers import network_of
 
 RNG = np.random.default_rng(0)
 CONV = [RNG.normal(size=(4, 3, 3, 3)), RNG.normal(size=4)]
@@ -79,7 +80,7 @@ def test_read_of_more_unpacked_numbers_than_a_run_gives_all(tmp_path, reference)
     kernel = np.arange(2 * 3 * 3 * 4000.0).reshape(4000, 2, 3, 3)
     layers = {"conv1_2": [kernel, np.zeros(4000)]}
     path = reference.write_caffemodel(tmp_path / "a", layers, packed=False)
-    assert kernel.size > caffemodel._RUN
+    assert kernel.size > 65_536
     read = caffemodel.read(path).layers["conv1_2"]["kernel"]
     np.testing.assert_array_equal(read.transpose(3, 2, 0, 1), kernel)
 
@@ -101,14 +102,15 @@ def test_read_source_tells_the_kind_of_layers(tmp_path, reference):
 @pytest.mark.parametrize(
     ("layers", "problem"),
     [
-        ({"conv1_1": CONV[:1]}, "'conv1_1' has 1 of them, want two blobs"),
-        ({"upscore2": UPSCORE * 2}, "'upscore2' has 2 of them, want one blob"),
+        ({"conv1_1": CONV[:1]}, r"'conv1_1' has 1 blob\(s\), want 2"),
+        ({"upscore2": UPSCORE * 2}, r"'upscore2' has 2 blob\(s\), want 1"),
         ({"bn": [np.zeros(1)] * 17}, "'bn' has more than 16 blobs"),
     ],
 )
 def test_read_of_wrong_blobs_names_the_layer(tmp_path, reference, layers, problem):
     path = reference.write_caffemodel(tmp_path / "a", layers)
-    with pytest.raises(ValueError, match=f"a is no readable .caffemodel: .*{problem}"):
+    said = f"a is not a readable .caffemodel: .*{problem}"
+    with pytest.raises(ValueError, match=said):
         caffemodel.read(path)
 
 
@@ -122,9 +124,9 @@ def field(number, payload):
     [
         (
             field(7, b"\x08\x02\x08\x02") + field(5, bytes(12)),
-            "3 numbers claims .*2, 2",
+            "the shape .2, 2. but 3 numbers",
         ),
-        (b"\x08\x05" + field(5, bytes(8)), "2 numbers claims the shape .5, 0, 0, 0"),
+        (b"\x08\x05" + field(5, bytes(8)), "the shape .5, 0, 0, 0. but 2 numbers"),
         (field(7, b"\x0a\x21" + b"\x01" * 33), "more than 32 dimensions"),
         (field(5, bytes(7)), "multiple of element size"),
         (b"\x08" + b"\xff" * 10, "more than ten digits"),
@@ -137,7 +139,7 @@ def test_read_of_a_damaged_blob_names_the_layer(tmp_path, blob, problem):
     path = tmp_path / "a.caffemodel"
     path.write_bytes(b"\xa2\x06" + bytes([len(layer)]) + layer)
     with pytest.raises(
-        ValueError, match=f"a.caffemodel is no .*'conv1_2': .*{problem}"
+        ValueError, match=f"a.caffemodel is not .*'conv1_2': .*{problem}"
     ):
         caffemodel.read(path)
 
@@ -155,7 +157,7 @@ def test_read_truncated_anywhere_raises_or_gives_fewer_layers(
         try:
             assert len(caffemodel.read(path).layers) < len(LAYERS) - 3
         except ValueError as error:
-            assert str(error).startswith(f"{path} is no readable .caffemodel: ")
+            assert str(error).startswith(f"{path} is not a readable .caffemodel: ")
 
 
 @pytest.mark.parametrize(
@@ -186,8 +188,36 @@ def test_read_takes_less_than_twice_the_file(tmp_path, reference):
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert set(read.params["body"]) == {*reference.BODY, "fc8"}
+    assert set(read.params) == {*reference.BODY, "fc8"}
     assert 30e6 < path.stat().st_size < peak < 2 * path.stat().st_size
+
+
+def test_load_of_many_learned_classes_takes_little_memory(tmp_path, reference):
+    score = [np.zeros((1000, 1, 1, 1)), np.zeros(1000)]
+    layers = {"score_fr": score, "upscore": [np.zeros((1, 1, 1, 1))]}
+    path = reference.write_caffemodel(tmp_path / "fcn", layers)
+    assert path.stat().st_size < 9000
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match=r"want \(64, 64, 1000, 1000\)"):
+            load.read(path)
+        assert tracemalloc.get_traced_memory()[1] < 30e6
+    finally:
+        tracemalloc.stop()
+
+
+def test_read_of_a_dense_bilinear_kernel_makes_no_other(tmp_path, reference):
+    kernel = np.zeros((100, 100, 16, 16))
+    kernel[range(100), range(100)] = reference.bilinear(8)
+    layers = {"score_fr": [np.zeros((100, 1, 1, 1)), np.zeros(100)]}
+    path = reference.write_caffemodel(tmp_path / "fcn", layers | {"upscore8": [kernel]})
+    content = caffemodel.read(path)
+    tracemalloc.start()
+    try:
+        assert not network_of(content).learn_upsampling
+        assert tracemalloc.get_traced_memory()[1] < kernel.size  # in bytes: a quarter
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.fixture(scope="module")

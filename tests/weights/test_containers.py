@@ -3,17 +3,23 @@
 Each file is written here from kernels O, I, H, W, as its own programs write it.
 """
 
+from types import SimpleNamespace
+
 import jax
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from fcn_jax.models.fcn import FCN
 from fcn_jax.weights import load
 
 WIDTH, CLASSES = 1 / 32, 3
 FEATURES = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)
 STD = np.array([0.229, 0.224, 0.225])
+
+
+@pytest.fixture(scope="module")
+def reference(reference, torch_files):
+    return SimpleNamespace(**vars(reference), **vars(torch_files))
 
 
 @pytest.fixture(scope="module")
@@ -111,14 +117,12 @@ def write_torchvision_safetensors(path, body, reference):
     save_file(torchvision(body), path)
 
 
-def write_torchvision_pth(path, body, reference, legacy=False):
-    torch = pytest.importorskip("torch", reason="torch is not installed")
-    state = {k: torch.from_numpy(v) for k, v in torchvision(body).items()}
-    torch.save(state, path, _use_new_zipfile_serialization=not legacy)
+def write_torchvision_pth(path, body, reference):
+    reference.write_zip(path, torchvision(body))
 
 
 def write_torchvision_old_pth(path, body, reference):
-    write_torchvision_pth(path, body, reference, legacy=True)
+    reference.write_legacy(path, torchvision(body))
 
 
 def assert_same(params, expected, **tolerance):
@@ -145,7 +149,7 @@ def test_vgg16_from_any_file_is_the_same(tmp_path, reference, body, write, rtol)
     path = tmp_path / "weights.of-some-kind"
     write(path, body, reference)
     expected = {name: reference.conv_params(*pair) for name, pair in body.items()}
-    assert_same(load.load_vgg16(path), expected, rtol=rtol)
+    assert_same(load.load_vgg16(path).params, expected, rtol=rtol)
 
 
 @pytest.mark.parametrize("write", [write_caffe_vgg, write_npy_old, write_keras])
@@ -153,10 +157,9 @@ def test_convert_loses_nothing(tmp_path, reference, body, write):
     write(tmp_path / "file", body, reference)
     weights = load.read(tmp_path / "file")
     for _ in range(2):  # what is converted converts again
-        load.save_weights(tmp_path / "file", weights)
+        load.save(tmp_path / "file", weights)
         converted = load.read(tmp_path / "file")
         assert_same(converted.params, weights.params, rtol=0)
-        assert converted.model is None
         assert converted.mean_rgb == weights.mean_rgb
         assert converted.source == f"fcn_jax, from {weights.source}"
 
@@ -176,27 +179,26 @@ def fcn_layers(weights, reference, variant):
 def test_fcn_from_any_file_is_the_same(tmp_path, reference, weights, variant):
     layers = fcn_layers(weights, reference, variant)
     reference.write_caffemodel(tmp_path / "a.caffemodel", layers)
-    model, params = load.load(tmp_path / "a.caffemodel")
+    net = load.load(tmp_path / "a.caffemodel")
     assert_same(
-        params,
+        net.params,
         {
             "body": reference.body_params(weights),
             "head": reference.head_params(weights, variant, learned=True),
         },
         rtol=0,
     )
-    load.save(tmp_path / "a.safetensors", model, params)
-    assert load.load(tmp_path / "a.safetensors")[0] == model
-    assert_same(load.load(tmp_path / "a.safetensors")[1], params, rtol=0)
+    load.save(tmp_path / "a.safetensors", net)
+    assert load.load(tmp_path / "a.safetensors").model == net.model
+    assert_same(load.load(tmp_path / "a.safetensors").params, net.params, rtol=0)
 
-    torch = pytest.importorskip("torch", reason="torch is not installed")
     state = {}
     for name, blobs in layers.items():
         for part, blob in zip(("weight", "bias"), blobs, strict=False):
-            state[f"{name}.{part}"] = torch.from_numpy(np.ascontiguousarray(blob))
-    torch.save(state, tmp_path / "a.pth")
-    assert load.load(tmp_path / "a.pth")[0] == model
-    assert_same(load.load(tmp_path / "a.pth")[1], params, rtol=0)
+            state[f"{name}.{part}"] = np.ascontiguousarray(blob)
+    reference.write_zip(tmp_path / "a.pth", state)
+    assert load.load(tmp_path / "a.pth").model == net.model
+    assert_same(load.load(tmp_path / "a.pth").params, net.params, rtol=0)
 
 
 @pytest.fixture
@@ -223,9 +225,9 @@ def test_bilinear_upsampling_is_not_learned(fcn8s, reference):
         for name, f in kernels.items()
     }
     for changed in (dense, grouped, {name: None for name in kernels}):
-        model, params = fcn8s(**changed)
-        assert not model.learn_upsampling
-        assert set(params["head"]) == {"score_fr", "score_pool4", "score_pool3"}
+        net = fcn8s(**changed)
+        assert not net.model.learn_upsampling
+        assert set(net.params["head"]) == {"score_fr", "score_pool4", "score_pool3"}
 
 
 @pytest.mark.parametrize("at", [(0, 1, 1, 1), (1, 1, 0, 3)])
@@ -233,13 +235,13 @@ def test_one_other_number_makes_the_upsampling_learned(fcn8s, reference, at):
     kernels = {"upscore2": 2, "upscore_pool4": 2, "upscore8": 8}
     changed = {name: [bilinear(reference, f)] for name, f in kernels.items()}
     changed["upscore_pool4"][0][at] += 1e-4
-    assert fcn8s(**changed)[0].learn_upsampling
+    assert fcn8s(**changed).model.learn_upsampling
 
 
 def test_scales_are_the_factors_that_were_meant(fcn8s):
     scales = {"scale_pool4": [np.full(16, 0.01)], "scale_pool3": [np.full(8, 0.0001)]}
-    assert fcn8s(**scales)[0].pool_scales == (0.01, 0.0001)
-    assert fcn8s()[0].pool_scales == (1.0, 1.0)
+    assert fcn8s(**scales).model.pool_scales == (0.01, 0.0001)
+    assert fcn8s().model.pool_scales == (1.0, 1.0)
 
 
 @pytest.mark.parametrize(
@@ -289,7 +291,9 @@ def test_load_vgg16_of_an_fcn_gives_its_body(tmp_path, reference, weights):
     layers = fcn_layers(weights, reference, "fcn16s")
     reference.write_caffemodel(tmp_path / "fcn", layers)
     assert_same(
-        load.load_vgg16(tmp_path / "fcn"), reference.body_params(weights), rtol=0
+        load.load_vgg16(tmp_path / "fcn").params,
+        reference.body_params(weights),
+        rtol=0,
     )
 
 
@@ -303,9 +307,8 @@ def test_other_layers_are_named_in_the_log(tmp_path, body, reference, caplog):
 
 
 def test_model_of_a_caffemodel_applies_at_any_size(fcn8s):
-    model, params = fcn8s()
-    assert isinstance(model, FCN)
+    net = fcn8s()
     shape = jax.eval_shape(
-        lambda x: model.apply({"params": params}, x), np.ones([1, 5, 9, 3])
+        lambda x: net.model.apply({"params": net.params}, x), np.ones([1, 5, 9, 3])
     )
     assert shape.shape == (1, 5, 9, CLASSES)

@@ -48,6 +48,13 @@ def test_inspect_of_an_fcn_tells_its_geometry_and_scales(tmp_path):
     )
 
 
+def test_inspect_of_a_classifier_without_a_bias_tells_its_kernel():
+    layers = {"fc6": {}, "fc8": {"kernel": np.zeros((1, 1, 4, 2))}}
+    lines = describe("a", WeightFile(layers, (1.0, 2.0, 3.0), "a test")).splitlines()
+    assert lines[1] == "VGG-16"
+    assert lines[6].split()[:3] == ["fc8", "kernel", "1x1x4x2"]
+
+
 def test_inspect_of_a_file_that_does_not_fit_shows_it_and_fails(
     tmp_path, reference, weights, capsys
 ):
@@ -65,16 +72,19 @@ def test_convert_writes_what_loads_the_same(vgg, tmp_path, capsys):
     assert f"Written: {target}, from Caffe .caffemodel" in capsys.readouterr().out
     one, other = load.read(vgg), load.read(target)
     assert one.mean_rgb == other.mean_rgb
-    for name, layer in one.params["body"].items():
+    for name, layer in one.params.items():
         for part, array in layer.items():
-            np.testing.assert_array_equal(other.params["body"][name][part], array)
+            np.testing.assert_array_equal(other.params[name][part], array)
 
 
 @pytest.mark.parametrize(
     ("arguments", "problem"),
     [
         (("vgg.npy", "a.safetensors"), "vgg.npy does not exist"),
-        (("vgg17", "a.safetensors"), "'vgg17' is none of the names vgg16,"),
+        (
+            ("vgg17", "a.safetensors"),
+            "vgg17 does not exist; weights with a name are vgg16,",
+        ),
         (("vgg.npy", "a.npy"), "a.npy: name what is written .safetensors"),
     ],
 )

@@ -1,4 +1,3 @@
-import fcntl
 import hashlib
 import re
 import socket
@@ -93,7 +92,8 @@ def cache(tmp_path, monkeypatch):
 @pytest.fixture
 def net(site, monkeypatch):
     """Publishes the site's file as "net"."""
-    published = Published(site.url, len(CONTENT), hashlib.sha256(CONTENT).hexdigest())
+    digest = f"sha256:{hashlib.sha256(CONTENT).hexdigest()}"
+    published = Published(site.url, digest, len(CONTENT))
     monkeypatch.setattr(download, "PUBLISHED", {"net": published})
 
 
@@ -101,14 +101,14 @@ def break_off(site, path, at=HALF):
     """Downloads the first bytes of the file."""
     site.cut = at
     with pytest.raises(OSError):
-        download.download(site.url, path)
+        download.download(Published(site.url), path)
     site.cut = None
 
 
 def left_over(directory):
-    """What there is but for the small file that the lock is on."""
+    """Returns the names of all files but the empty one that the lock is on."""
     names = {path.name for path in directory.iterdir()}
-    return names - {".net.bin.state"}
+    return names - {".net.bin.lock"}
 
 
 def test_fetch_of_a_name_gives_the_whole_file(site, net, cache):
@@ -141,8 +141,9 @@ def test_fetch_without_cache_variable_uses_the_home(site, net, tmp_path, monkeyp
 def test_fetch_of_unknown_name_lists_the_names():
     with pytest.raises(ValueError) as caught:
         download.fetch("vgg17")
-    assert str(caught.value).startswith("'vgg17' is none of the names vgg16, ")
-    assert str(caught.value).endswith("fcn8s-atonce-pascal, and no such file exists")
+    message = str(caught.value)
+    assert message.startswith("vgg17 does not exist; weights with a name are vgg16, ")
+    assert message.endswith("fcn8s-atonce-pascal")
 
 
 @pytest.mark.parametrize("path", ["vgg16.npy", "weights/vgg16", "./vgg16"])
@@ -155,10 +156,9 @@ def test_fetch_of_missing_path_says_so_first(tmp_path, monkeypatch, path):
 def test_published_files_differ_in_name_and_have_digests_of_the_right_length():
     names = {published.url.split("/")[-1] for published in PUBLISHED.values()}
     assert len(names) == len(PUBLISHED)
-    for published in PUBLISHED.values():
-        for digest, length in (("sha256", 64), ("sha1", 40), ("md5", 32)):
-            found = getattr(published, digest)
-            assert found is None or re.fullmatch(f"[0-9a-f]{{{length}}}", found)
+    lengths = "sha256:[0-9a-f]{64}|sha1:[0-9a-f]{40}|md5:[0-9a-f]{32}"
+    digests = {published.digest for published in PUBLISHED.values()} - {None}
+    assert all(re.fullmatch(lengths, digest) for digest in digests)
 
 
 def test_cut_connection_says_how_far_it_came(site, net, cache):
@@ -167,7 +167,7 @@ def test_cut_connection_says_how_far_it_came(site, net, cache):
         download.fetch("net")
     message = str(caught.value)
     assert f"cannot download {site.url}" in message
-    assert "38,400 bytes have come, the same call goes on from there" in message
+    assert "38,400 bytes have come, the same call resumes there" in message
     assert (cache / ".net.bin.part").read_bytes() == CONTENT[:HALF]
     assert not (cache / "net.bin").exists()
 
@@ -185,7 +185,7 @@ def test_second_call_gets_only_the_rest(site, net, cache):
 def test_third_call_goes_on_after_two_cuts(site, cache):
     break_off(site, cache / "net.bin", at=1000)
     break_off(site, cache / "net.bin", at=500)
-    download.download(site.url, cache / "net.bin")
+    download.download(Published(site.url), cache / "net.bin")
     assert (cache / "net.bin").read_bytes() == CONTENT
     assert site.asked[2]["Range"] == "bytes=1500-"
 
@@ -195,7 +195,7 @@ def test_second_call_without_strong_etag_goes_by_the_date(site, cache, etag):
     date = "Tue, 15 Nov 1994 12:45:26 GMT"
     site.headers = etag | {"Last-Modified": date}
     break_off(site, cache / "net.bin")
-    download.download(site.url, cache / "net.bin")
+    download.download(Published(site.url), cache / "net.bin")
     assert (cache / "net.bin").read_bytes() == CONTENT
     assert (site.asked[1]["If-Range"], site.sent[1]) == (date, CONTENT[HALF:])
 
@@ -203,7 +203,7 @@ def test_second_call_without_strong_etag_goes_by_the_date(site, cache, etag):
 def test_second_call_without_etag_or_date_starts_anew(site, cache):
     site.headers = {}
     break_off(site, cache / "net.bin")
-    download.download(site.url, cache / "net.bin")
+    download.download(Published(site.url), cache / "net.bin")
     assert (cache / "net.bin").read_bytes() == CONTENT
     assert site.asked[1]["Range"] is None
 
@@ -211,7 +211,7 @@ def test_second_call_without_etag_or_date_starts_anew(site, cache):
 def test_second_call_to_a_server_without_ranges_starts_anew(site, cache):
     site.knows_range = False
     break_off(site, cache / "net.bin")
-    download.download(site.url, cache / "net.bin")
+    download.download(Published(site.url), cache / "net.bin")
     assert (cache / "net.bin").read_bytes() == CONTENT
     assert site.asked[1]["Range"] is not None
 
@@ -222,7 +222,7 @@ def test_file_that_changed_in_between_comes_whole(site, cache, knows_if_range):
     site.content = CONTENT[::-1]
     site.headers = {"ETag": '"two"'}
     site.knows_if_range = knows_if_range
-    download.download(site.url, cache / "net.bin")
+    download.download(Published(site.url), cache / "net.bin")
     assert (cache / "net.bin").read_bytes() == CONTENT[::-1]
     assert left_over(cache) == {"net.bin"}
 
@@ -232,7 +232,7 @@ def test_file_that_changed_and_broke_off_goes_on(site, cache):
     site.content = CONTENT[::-1]
     site.headers = {"ETag": '"two"'}
     break_off(site, cache / "net.bin", at=1000)
-    download.download(site.url, cache / "net.bin")
+    download.download(Published(site.url), cache / "net.bin")
     assert (cache / "net.bin").read_bytes() == CONTENT[::-1]
     assert site.asked[2]["If-Range"] == '"two"'
     assert site.sent[2] == CONTENT[::-1][1000:]
@@ -241,7 +241,7 @@ def test_file_that_changed_and_broke_off_goes_on(site, cache):
 def test_file_that_shrank_in_between_comes_whole(site, cache):
     break_off(site, cache / "net.bin")
     site.content = CONTENT[:100]
-    download.download(site.url, cache / "net.bin")
+    download.download(Published(site.url), cache / "net.bin")
     assert (cache / "net.bin").read_bytes() == CONTENT[:100]
     assert site.asked[1]["Range"] is not None and site.asked[2]["Range"] is None
 
@@ -253,7 +253,7 @@ def test_file_that_shrank_in_between_comes_whole(site, cache):
 def test_rest_of_another_range_starts_anew(site, cache, content_range):
     break_off(site, cache / "net.bin")
     site.content_range = content_range
-    download.download(site.url, cache / "net.bin")
+    download.download(Published(site.url), cache / "net.bin")
     assert (cache / "net.bin").read_bytes() == CONTENT
     assert len(site.asked) == 3 and site.asked[2]["Range"] is None
 
@@ -262,9 +262,9 @@ def test_html_page_in_between_keeps_the_first_half(site, cache):
     break_off(site, cache / "net.bin")
     site.content, site.headers = b"please log in", {"Content-Type": "text/html"}
     with pytest.raises(ValueError, match="HTML page"):
-        download.download(site.url, cache / "net.bin")
+        download.download(Published(site.url), cache / "net.bin")
     site.content, site.headers = CONTENT, {"ETag": '"one"'}
-    download.download(site.url, cache / "net.bin")
+    download.download(Published(site.url), cache / "net.bin")
     assert (cache / "net.bin").read_bytes() == CONTENT
     assert site.sent[2] == CONTENT[HALF:]
 
@@ -272,8 +272,9 @@ def test_html_page_in_between_keeps_the_first_half(site, cache):
 @pytest.mark.parametrize("algorithm", ["sha256", "sha1", "md5"])
 def test_right_digest_or_its_first_digits_are_accepted(site, cache, algorithm):
     digest = hashlib.new(algorithm, CONTENT).hexdigest()
-    download.download(site.url, cache / "whole", **{algorithm: digest.upper()})
-    download.download(site.url, cache / "prefix", **{algorithm: digest[:8]})
+    for name, digits in (("whole", digest.upper()), ("prefix", digest[:8])):
+        wanted = Published(site.url, f"{algorithm}:{digits}")
+        download.download(wanted, cache / name)
     assert (cache / "prefix").read_bytes() == CONTENT
 
 
@@ -281,7 +282,8 @@ def test_right_digest_or_its_first_digits_are_accepted(site, cache, algorithm):
 def test_wrong_digest_is_refused_and_not_kept(site, cache, algorithm):
     found = hashlib.new(algorithm, CONTENT).hexdigest()
     with pytest.raises(ValueError) as caught:
-        download.download(site.url, cache / "net.bin", **{algorithm: "0123abcd"})
+        wanted = Published(site.url, f"{algorithm}:0123abcd")
+        download.download(wanted, cache / "net.bin")
     assert f"{site.url} gives a file of {algorithm} {found}, want 0123abcd" in str(
         caught.value
     )
@@ -295,17 +297,17 @@ def test_wrong_digest_is_refused_and_not_kept(site, cache, algorithm):
 def test_wrong_size_is_refused_and_not_kept(site, cache, size, found, tells_length):
     site.tells_length = tells_length
     with pytest.raises(ValueError, match=f"{site.url} gives .*{found}"):
-        download.download(site.url, cache / "net.bin", size=size)
+        download.download(Published(site.url, size=size), cache / "net.bin")
     assert not left_over(cache)
 
 
 @pytest.mark.parametrize("tells_length", [True, False])
 def test_more_bytes_than_any_weights_have_stops(site, cache, monkeypatch, tells_length):
-    monkeypatch.setattr(download, "_MOST_BYTES", 1000)
+    monkeypatch.setattr(download, "MAX_BYTES", 1000)
     site.tells_length = tells_length
     site.content = bytes(5 * 10**7)  # more than the buffers of a connection hold
     with pytest.raises(ValueError, match="1,000"):
-        download.download(site.url, cache / "net.bin")
+        download.download(Published(site.url), cache / "net.bin")
     assert not left_over(cache)
     assert site.was_left.wait(10)
 
@@ -321,7 +323,7 @@ def test_more_bytes_than_any_weights_have_stops(site, cache, monkeypatch, tells_
 def test_html_page_is_refused_and_not_kept(site, cache, content, headers):
     site.content, site.headers = content, headers
     with pytest.raises(ValueError, match=f"{site.url} gives an HTML page"):
-        download.download(site.url, cache / "net.bin")
+        download.download(Published(site.url), cache / "net.bin")
     assert not left_over(cache)
 
 
@@ -329,7 +331,7 @@ def test_html_page_is_refused_and_not_kept(site, cache, content, headers):
 def test_other_status_names_url_and_path(site, cache, status):
     site.status, site.content = status, b""
     with pytest.raises(OSError) as caught:
-        download.download(site.url, cache / "net.bin")
+        download.download(Published(site.url), cache / "net.bin")
     message = str(caught.value)
     assert f"cannot download {site.url}: HTTP status {status}" in message
     assert "bytes have come" not in message
@@ -343,26 +345,26 @@ def test_refused_connection_names_url_and_path(cache):
     with socket.create_server(("127.0.0.1", 0)) as closed:
         url = f"http://127.0.0.1:{closed.getsockname()[1]}/net.bin"
     with pytest.raises(OSError) as caught:
-        download.download(url, cache / "net.bin")
+        download.download(Published(url), cache / "net.bin")
     assert f"cannot download {url}: " in str(caught.value)
     assert f"put it at {cache / 'net.bin'}" in str(caught.value)
 
 
 def test_silent_server_gives_up(cache, monkeypatch):
-    monkeypatch.setattr(download, "_TIMEOUT", 0.05)
+    monkeypatch.setattr(download, "TIMEOUT", 0.05)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}/net.bin"
         with pytest.raises(OSError, match="timed out"):
-            download.download(url, cache / "net.bin")
+            download.download(Published(url), cache / "net.bin")
 
 
 def test_redirect_is_followed_and_resumed(site, cache):
     moved = site.url.replace("/weights/net.bin", "/moved")
     site.cut = HALF
     with pytest.raises(OSError):
-        download.download(moved, cache / "net.bin")
+        download.download(Published(moved), cache / "net.bin")
     site.cut = None
-    download.download(moved, cache / "net.bin")
+    download.download(Published(moved), cache / "net.bin")
     assert (cache / "net.bin").read_bytes() == CONTENT
     assert site.sent[-1] == CONTENT[HALF:]
 
@@ -371,28 +373,29 @@ def test_redirect_is_followed_and_resumed(site, cache):
 def test_redirect_away_from_http_is_refused(site, cache, target):
     site.status, site.headers = 302, {"Location": target}
     with pytest.raises(OSError, match=f"HTTP status 302 .*{target}"):
-        download.download(site.url, cache / "net.bin")
+        download.download(Published(site.url), cache / "net.bin")
     assert not left_over(cache)
 
 
 @pytest.mark.parametrize("url", ["file:///etc/hostname", "ftp://127.0.0.1/x", "x"])
 def test_url_of_another_kind_is_refused(cache, url):
     with pytest.raises(ValueError, match=f"url = '{url}' must begin with http"):
-        download.download(url, cache / "net.bin")
+        download.download(Published(url), cache / "net.bin")
     assert not cache.exists()
 
 
 def test_two_calls_at_once_download_once(site, net, monkeypatch):
-    lock, both, waiting = fcntl.flock, threading.Semaphore(0), []
+    both, waiting = threading.Semaphore(0), []
 
-    def flock(*args):
-        both.release()
-        lock(*args)
+    class Lock(download.FileLock):
+        def acquire(self, *args, **options):
+            both.release()
+            return super().acquire(*args, **options)
 
     def before_answer():
         waiting.extend(both.acquire(timeout=10) for _ in range(2))
 
-    monkeypatch.setattr(fcntl, "flock", flock)
+    monkeypatch.setattr(download, "FileLock", Lock)
     site.before_answer = before_answer  # the other is then at the lock
     with ThreadPoolExecutor() as pool:
         paths = list(pool.map(download.fetch, ["net", "net"]))
@@ -403,7 +406,7 @@ def test_two_calls_at_once_download_once(site, net, monkeypatch):
 
 
 def test_progress_goes_to_stderr_with_the_name(site, cache, capsys):
-    download.download(site.url, cache / "net.bin")
+    download.download(Published(site.url), cache / "net.bin")
     out, err = capsys.readouterr()
     assert not out
     assert "net.bin: 100%" in err and "76.8k/76.8k" in err

@@ -203,7 +203,7 @@ def test_read_of_other_shapes_passes_them_unchanged(path):
 def test_read_of_another_network_is_refused(path, name, kernel, problem):
     write_weights(path, {name: (kernel, np.ones(64))})
     with pytest.raises(
-        ValueError, match=f"vgg16.h5 is no readable Keras .h5: .*{problem}"
+        ValueError, match=f"vgg16.h5 is not a readable Keras .h5: .*{problem}"
     ):
         read(path)
 
@@ -225,8 +225,24 @@ def test_read_follows_no_links_to_elsewhere(path, tmp_path):
     assert content.unused == ("fc1", "fc2")
 
 
+def test_read_of_a_name_with_a_slash_stays_in_the_file(path, tmp_path):
+    kernel, bias = weights()["fc2"]
+    with h5py.File(tmp_path / "other.h5", "w") as file:
+        file["kernel:0"] = kernel
+    with h5py.File(path, "w") as file:
+        file["fc2/bias:0"] = bias
+        file["fc2/ext"] = h5py.ExternalLink(str(tmp_path / "other.h5"), "/")
+        file["fc2/ext_kernel:0"] = kernel
+    content = path.read_bytes()
+    assert content.count(b"ext_kernel:0") == 1
+    path.write_bytes(content.replace(b"ext_kernel:0", b"ext/kernel:0"))
+    assert "the name 'ext/kernel:0' has a slash" in refused(path)
+
+
 def refused(path):
-    with pytest.raises(ValueError, match="vgg16.h5 is no readable Keras .h5") as caught:
+    with pytest.raises(
+        ValueError, match="vgg16.h5 is not a readable Keras .h5"
+    ) as caught:
         read(path)
     return str(caught.value)
 

@@ -1,11 +1,9 @@
 import logging
-import sys
 
 import ml_dtypes
 import numpy as np
 import pytest
 
-from fcn_jax.weights.pth import read
 from fcn_jax.weights.torch_names import from_state_dict
 
 MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
@@ -258,11 +256,3 @@ def test_from_state_dict_of_another_network_has_no_layers():
     content = from_state_dict({"layer1.0.conv1.weight": np.ones([4, 3, 3, 3])})
     assert content.layers == {}
     assert content.unused == ("layer1.0.conv1.weight",)
-
-
-def test_read_without_torch_says_how_to_do(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "torch", None)
-    with pytest.raises(ValueError) as caught:
-        read(tmp_path / "vgg16.pth")
-    for part in ("vgg16.pth", "pip install 'fcn-jax[torch]'", ".safetensors"):
-        assert part in str(caught.value)

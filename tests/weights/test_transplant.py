@@ -5,8 +5,8 @@ import pytest
 
 from fcn_jax.models.fcn import FCN
 from fcn_jax.models.vgg import VGG16
-from fcn_jax.weights.load import Weights
-from fcn_jax.weights.transplant import transplant
+from fcn_jax.network import Network, VGG16Weights
+from fcn_jax.weights.transplant import init, transplant
 
 WIDTH, CLASSES = 1 / 32, 3
 MEAN = (120.0, 110.0, 100.0)
@@ -34,7 +34,7 @@ def trained(reference, weights):
             "body": reference.body_params(weights),
             "head": reference.head_params(weights, variant, learned),
         }
-        return Weights(model, params, MEAN, "a test")
+        return Network(params, model)
 
     return make
 
@@ -119,7 +119,7 @@ def test_other_pool_scales_give_the_same_scores(trained):
 def test_vgg16_gives_its_body_alone(reference, weights):
     body = reference.body_params(weights)
     fc8 = reference.conv_params(*weights["fc8"])
-    source = Weights(None, {"body": {**body, "fc8": fc8}}, MEAN, "a test")
+    source = VGG16Weights({**body, "fc8": fc8}, MEAN)
     params, notes = transplant(source, network("fcn8s"))
     assert (params["body"].keys(), params["head"], notes) == (body.keys(), {}, [])
 
@@ -144,7 +144,7 @@ def test_learned_upsampling_that_is_dropped_is_named(trained):
         trained("fcn8s", learn_upsampling=True), network("fcn8s")
     )
     assert "upscore8" not in params["head"]
-    assert notes == ["its learned upsampling is replaced by the bilinear one"]
+    assert notes == ["the learned upsampling is replaced by the bilinear one"]
 
 
 def test_other_width_is_refused_with_the_way_out(trained):
@@ -158,3 +158,29 @@ def test_new_skip_has_the_shapes_of_the_network(trained):
     params, _ = transplant(trained("fcn32s"), model)
     wanted = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros([1, 1, 1, 3]))
     assert jax.tree.map(np.shape, params) == jax.tree.map(np.shape, wanted["params"])
+
+
+def test_init_takes_body_and_mean_of_the_vgg16_it_is_given(reference, weights):
+    body = reference.body_params(weights)
+    vgg16 = VGG16Weights({k: v for k, v in body.items() if k[:2] != "fc"}, MEAN)
+    key, options = jax.random.key(1), {"width": WIDTH, "pool_scales": (0.1, 0.01)}
+    net = init(key, "fcn16s", CLASSES, vgg16=vgg16, class_names="abc", **options)
+    assert net.model == network("fcn16s", mean_rgb=MEAN, pool_scales=(0.1, 0.01))
+    assert net.class_names == ("a", "b", "c")
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        vgg16.params,
+        {name: net.params["body"][name] for name in vgg16.params},
+    )
+    assert np.std(net.params["body"]["fc6"]["kernel"]) > 0  # The file lacks it.
+    wanted = init(key, "fcn16s", CLASSES, **options)
+    assert jax.tree.map(np.shape, net.params) == jax.tree.map(np.shape, wanted.params)
+
+
+def test_init_refuses_a_mean_beside_a_vgg16_and_another_width(reference, weights):
+    vgg16 = VGG16Weights(reference.body_params(weights), MEAN)
+    key = jax.random.key(1)
+    with pytest.raises(ValueError, match="mean_rgb belongs to the weights"):
+        init(key, vgg16=vgg16, width=WIDTH, mean_rgb=MEAN)
+    with pytest.raises(ValueError, match="2 filters in conv1_1, the network 4"):
+        init(key, vgg16=vgg16, width=1 / 16)

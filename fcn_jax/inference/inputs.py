@@ -1,0 +1,116 @@
+"""Images as people pass them, checked and turned into arrays."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image
+
+from fcn_jax.data.images import read_image, to_rgb
+
+Array = np.ndarray | jax.Array
+AnyImage = Array | Image.Image | str | Path
+
+_ORIENTATION = 0x0112  # The EXIF tag that tells how a camera was held; 1 is upright.
+
+
+def as_batch(image: AnyImage) -> tuple[Array, bool]:
+    """Return a batch of images from an image or a batch in any common form.
+
+    Args:
+        image: [H, W, 3] or [B, H, W, 3], integer or float, RGB in [0, 255]; a PIL
+            image; or the path of an image file, which is turned upright.
+
+    Returns:
+        batch: [B, H, W, 3], the same values.
+        single: whether ``image`` had no batch axis.
+
+    Raises:
+        ValueError: if ``image`` is anything else, or its values do not look like RGB
+            in [0, 255]. The error tells what to pass instead.
+    """
+    if isinstance(image, str | Path):
+        return read_image(image)[None], True
+    if isinstance(image, Image.Image):
+        return _from_pil(image)[None], True
+    if not isinstance(image, np.ndarray | jax.Array):
+        raise ValueError(
+            f"image is a {type(image).__name__}: pass an array [H, W, 3], a PIL image, "
+            "the path of an image file, or a list of these"
+        )
+    if image.ndim not in (3, 4) or image.shape[-1] != 3 or 0 in image.shape:
+        raise ValueError(
+            "image must be RGB [H, W, 3] or [B, H, W, 3] with no empty side, got "
+            f"{list(image.shape)}{_shape_hint(image.shape)}"
+        )
+    is_float = jnp.issubdtype(image.dtype, jnp.floating)
+    if not (is_float or jnp.issubdtype(image.dtype, jnp.integer)):
+        raise ValueError(
+            f"image must be uint8 or float, RGB in [0, 255], got {image.dtype}"
+        )
+    if image.dtype != np.uint8:
+        _check_range(image, is_float)
+    single = image.ndim == 3
+    return (image[None] if single else image), single
+
+
+def as_image(image: AnyImage) -> Array:
+    """Return [H, W, 3] from one image in any form that `as_batch` takes."""
+    batch, single = as_batch(image)
+    if not single:
+        raise ValueError(
+            f"image must be one image [H, W, 3], got a batch {list(batch.shape)}: "
+            "pass its images one by one"
+        )
+    return batch[0]
+
+
+def is_traced(*values: Any) -> bool:
+    """Tell whether any array in these is being traced by a JAX transformation."""
+    return any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(values))
+
+
+def _from_pil(image: Image.Image) -> np.ndarray:
+    orientation = image.getexif().get(_ORIENTATION, 1)
+    if orientation != 1:
+        raise ValueError(
+            f"image is stored turned (EXIF orientation {orientation}): pass its path, "
+            "fcn_jax.read_image(path), or PIL.ImageOps.exif_transpose(image), and "
+            "compare the labels with that"
+        )
+    return to_rgb(image)
+
+
+def _shape_hint(shape: tuple[int, ...]) -> str:
+    if len(shape) == 2:
+        return ": for a grey image pass np.stack([image] * 3, axis=-1)"
+    if len(shape) not in (3, 4) or 0 in shape:
+        return ""
+    if shape[-1] == 1:
+        return ": for a grey image pass np.repeat(image, 3, axis=-1)"
+    if shape[-1] == 4:
+        return ": for an RGBA image pass image[..., :3]"
+    if shape[-3] == 3:
+        return ": for channels first pass np.moveaxis(image, -3, -1)"
+    return ""
+
+
+def _check_range(image: Array, is_float: bool) -> None:
+    if is_traced(image):  # There are no values to look at yet.
+        return
+    with jax.ensure_compile_time_eval():  # A jax.jit around may close over the image.
+        low, high = float(image.min()), float(image.max())
+    if 0 <= low and high <= 255 and not (is_float and 0 < high <= 1):
+        return
+    if is_float and 0 <= low and high <= 1:
+        way_out = "pass 255 * image, or the image as it was read"
+    elif low >= 0 and not is_float:
+        way_out = "for 16 bits pass (image // 256).astype(np.uint8)"
+    else:
+        way_out = "pass the image as it was read, without a mean or a scale"
+    raise ValueError(
+        f"image has values in [{low:.3g}, {high:.3g}], but the network takes RGB in "
+        f"[0, 255] and subtracts the mean itself: {way_out}"
+    )

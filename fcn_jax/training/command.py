@@ -1,0 +1,34 @@
+"""The train command, which train.py and ``python -m fcn_jax train`` share."""
+
+import logging
+
+import absl.logging
+
+from fcn_jax.evaluation.report import table
+from fcn_jax.processes import is_main
+from fcn_jax.training.config import Config
+from fcn_jax.training.loop import train
+
+
+def train_and_report(config: Config, workdir: str) -> None:
+    """Train a network and print the figures of the best one and where its files are.
+
+    Args:
+        config: the config of the run.
+        workdir: directory of the run. An unfinished run in it is resumed.
+
+    Raises:
+        ValueError, KeyboardInterrupt: as `train` does.
+        FloatingPointError: as `train` does, with the fields that may help.
+    """
+    absl.logging.use_absl_handler()  # Shows the messages of level INFO.
+    absl.logging.set_verbosity(absl.logging.WARNING)  # Orbax logs every detail.
+    logging.getLogger("fcn_jax").setLevel(logging.INFO)
+    try:
+        figures = train(config, workdir)
+    except FloatingPointError as error:
+        advice = "see config.optim.learning_rate and config.optim.warmup_steps"
+        raise FloatingPointError(f"{error}: {advice}") from error
+    if is_main():
+        print(f"Best network, of step {figures['step']}:\n{table(figures)}")
+        print(f"Pictures: {workdir}/results.png, {workdir}/curves.png")

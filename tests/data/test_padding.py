@@ -1,0 +1,24 @@
+import numpy as np
+
+from fcn_jax.data.padding import bucket, fill_up
+
+
+def picture(height, width, seed=0):
+    shape = (height, width, 3)
+    return np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
+
+
+def test_bucket_is_the_next_multiple():
+    assert bucket((1, 64)) == (64, 64)
+    assert bucket((65, 129), 32) == (96, 160)
+
+
+def test_fill_up_puts_images_top_left_and_makes_up_what_lacks():
+    images = [picture(2, 3), picture(4, 1, seed=1)]
+    batch, size = fill_up(images, (4, 5), 3)
+    assert batch.shape == (3, 4, 5, 3) and batch.dtype == np.uint8
+    np.testing.assert_array_equal(size, [[2, 3], [4, 1], [1, 1]])
+    for i, image in enumerate(images):
+        h, w = image.shape[:2]
+        np.testing.assert_array_equal(batch[i, :h, :w], image)
+        assert batch[i].sum() == image.sum()

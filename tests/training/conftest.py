@@ -1,0 +1,73 @@
+"""A thin network on few drawn pictures, and settings that make its runs quick."""
+
+import contextlib
+
+import jax
+import pytest
+
+from fcn_jax.training import config, loop
+from fcn_jax.training.config import Config, Data, Model, Optim
+from fcn_jax.training.log import read_log
+
+
+@contextlib.contextmanager
+def quick_settings(tmp_path_factory):
+    """Few pictures, and programs compiled once, without costly optimizations."""
+    options = {
+        "jax_compilation_cache_dir": str(tmp_path_factory.getbasetemp() / "compiled"),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_disable_most_optimizations": True,
+    }
+    before = {name: jax.config.values[name] for name in options}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(config, "SHAPES_TRAIN", 5)
+        patch.setattr(config, "SHAPES_EVAL", 3)
+        try:
+            for name, value in options.items():
+                jax.config.update(name, value)
+            yield
+        finally:
+            for name, value in before.items():
+                jax.config.update(name, value)
+
+
+@pytest.fixture(scope="module")
+def quick(tmp_path_factory):
+    with quick_settings(tmp_path_factory):
+        yield
+
+
+def make_config(**changes):
+    return Config(
+        model=Model(variant="fcn32s", width=1 / 64),
+        data=Data(name="shapes", num_classes=5, size=(32, 32), crop=(24, 24)),
+        # The program of a step holds its schedule: a constant one suits any run.
+        optim=Optim(learning_rate=1e-3, schedule="constant"),
+        **{"steps": 6, "batch_size": 2, "eval_every": 2, "log_every": 1} | changes,
+    )
+
+
+@pytest.fixture(scope="session")
+def thin_config():
+    """A function that returns the config of the run, with other fields if given."""
+    return make_config
+
+
+@pytest.fixture(scope="session")
+def whole_run(tmp_path_factory):
+    """The directory and the figures of a run that nothing has interrupted."""
+    with quick_settings(tmp_path_factory):
+        workdir = tmp_path_factory.mktemp("run") / "whole"
+        return workdir, loop.train(make_config(), workdir)
+
+
+@pytest.fixture(scope="session")
+def records():
+    """A function that returns the log of a run without what depends on the clock."""
+
+    def read(workdir):
+        clock = ("images_per_second", "waited_for_data")
+        log = read_log(workdir / "log.jsonl")
+        return [{k: v for k, v in r.items() if k not in clock} for r in log]
+
+    return read

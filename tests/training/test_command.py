@@ -1,0 +1,65 @@
+import pytest
+
+from fcn_jax.__main__ import main
+from fcn_jax.training import command
+
+CONFIG = """
+from fcn_jax.training.config import Config, Data, Model, Optim
+
+def get_config():
+    return Config(
+        model=Model(variant="fcn32s", width=1 / 64),
+        data=Data(name="shapes", num_classes=5, size=(32, 32), crop=(24, 24)),
+        optim=Optim(schedule="constant"),
+        steps=6,
+        batch_size=2,
+    )
+"""
+
+
+@pytest.fixture
+def arguments(tmp_path):
+    (tmp_path / "config.py").write_text(CONFIG)
+    return ["train", "--config", str(tmp_path / "config.py"), "--workdir"]
+
+
+def test_finished_run_is_printed_and_left_as_it_is(quick, whole_run, arguments, capsys):
+    workdir, figures = whole_run
+    before = (workdir / "model.safetensors").stat().st_mtime_ns
+    rate = "--config.optim.learning_rate=1e-3"
+    assert main([*arguments, str(workdir), rate]) == 0
+    first, *lines = capsys.readouterr().out.splitlines()
+    assert first == f"Best network, of step {figures['step']}:"
+    assert lines[0].split() == [
+        "pixel",
+        "accuracy",
+        f"{100 * figures['pixel_accuracy']:.2f}",
+    ]
+    assert lines[-1] == f"Pictures: {workdir}/results.png, {workdir}/curves.png"
+    assert (workdir / "model.safetensors").stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (ValueError("no data"), "no data"),
+        (
+            KeyboardInterrupt("stopped and saved at step 3"),
+            "stopped and saved at step 3",
+        ),
+        (KeyboardInterrupt(), "interrupted"),
+        (
+            FloatingPointError("the loss is nan"),
+            "the loss is nan: see config.optim.learning_rate and "
+            "config.optim.warmup_steps",
+        ),
+    ],
+)
+def test_error_of_a_run_ends_in_one_line(arguments, monkeypatch, capsys, error, line):
+    def fail(config, workdir):
+        assert (config.steps, workdir) == (9, "run")
+        raise error
+
+    monkeypatch.setattr(command, "train", fail)
+    assert main([*arguments, "run", "--config.steps=9"]) == 1
+    assert capsys.readouterr().err == f"fcn_jax train: {line}\n"

@@ -1,0 +1,102 @@
+import ast
+import pkgutil
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from fcn_jax.__main__ import main
+
+ROOT = Path(__file__).parents[1]
+README = ROOT / "README.md"
+PAGES = [README, *sorted(ROOT.glob("docs/*.md"))]
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.M | re.S)
+
+each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+
+
+def python_blocks(page):
+    return [code for kind, code in FENCE.findall(page.read_text()) if kind == "python"]
+
+
+def anchors(page):
+    """The anchors that GitHub gives the headings of a page."""
+    prose = FENCE.sub("", page.read_text())
+    titles = re.findall(r"^#+ (.+)$", prose, re.M)
+    return [re.sub(r"[^\w\- ]", "", t.lower()).replace(" ", "-") for t in titles]
+
+
+def commands(page):
+    """The commands of indented blocks, with continued lines joined."""
+    text = page.read_text().replace("\\\n", " ")
+    return re.findall(r"^    (python .+)$", text, re.M)
+
+
+def test_readme_is_short():
+    assert len(README.read_text().split()) < 1200
+
+
+@each_page
+def test_links_lead_to_files_and_headings(page):
+    for link in re.findall(r"\]\(([^)\s]+)\)", FENCE.sub("", page.read_text())):
+        if link.startswith(("https://", "http://")):
+            continue
+        file, _, anchor = link.partition("#")
+        target = (page.parent / file).resolve() if file else page
+        assert target.is_relative_to(ROOT) and target.exists(), link
+        assert not anchor or anchors(target).count(anchor) == 1, link
+
+
+@each_page
+def test_python_compiles_and_its_imports_exist(page):
+    for code in python_blocks(page):
+        compile(code, page.name, "exec")
+        imports = [
+            node
+            for node in ast.walk(ast.parse(code))
+            if isinstance(node, ast.Import | ast.ImportFrom)
+        ]
+        exec("\n".join(map(ast.unparse, imports)), {})
+
+
+@each_page
+def test_names_of_fcn_jax_exist(page):
+    for name in set(re.findall(r"\bfcn_jax(?:\.[A-Za-z_]\w*)+", page.read_text())):
+        pkgutil.resolve_name(name)
+
+
+@each_page
+def test_commands_have_their_options(page, capsys):
+    for line in commands(page):
+        words = shlex.split(line, comments=True)
+        if words[1:3] != ["-m", "fcn_jax"]:
+            assert (ROOT / words[1]).exists(), line
+            continue
+        with pytest.raises(SystemExit, match="^0$"):
+            main([words[3], "--help"])
+        known = capsys.readouterr().out
+        for word in words[4:]:
+            if word.startswith("--") and not word.startswith("--config."):
+                assert re.search(rf"{word.partition('=')[0]}\b", known), line
+
+
+@each_page
+def test_files_that_are_named_exist(page):
+    folders = "benchmarks|configs|docs|examples|fcn_jax|tests"
+    named = rf"(?<![\w/.])(?:{folders})/[\w/]+\.\w+"
+    for file in re.findall(named, page.read_text()):
+        assert (ROOT / file).exists(), file
+
+
+@each_page
+def test_no_path_of_a_machine_is_named(page):
+    own = re.findall(r"(?<![\w.])/(?:work|tmp|home|root)\b.*", page.read_text())
+    assert not own
+
+
+def test_design_names_every_module():
+    tree = (ROOT / "docs" / "design.md").read_text().partition("## Layers")[0]
+    words = set(re.findall(r"\w+", tree))
+    modules = {path.stem for path in ROOT.glob("fcn_jax/**/*.py")}
+    assert modules <= words, modules - words

@@ -1,7 +1,6 @@
 """Download published weights by name, once, into the cache folder.
 
-The folder is ``~/.cache/fcn_jax``, or the one that the environment variable
-FCN_JAX_CACHE names. A file gets its name only after its size and digest are checked.
+A file gets its name there only after its size and digest are checked.
 """
 
 import contextlib
@@ -73,11 +72,10 @@ PUBLISHED |= {
 def fetch(name_or_path: str | Path) -> Path:
     """Return a path as it is, or the path of published weights in the cache.
 
-    Args:
-        name_or_path: a path, or a name in `PUBLISHED`; a path that exists comes first.
+    A path that exists comes before a name in `PUBLISHED`.
 
     Raises:
-        ValueError: if there is no such file and no such name; or as `download`.
+        ValueError: if there is neither such a file nor such a name; or as `download`.
         OSError: as `download`.
     """
     path, published = Path(name_or_path), PUBLISHED.get(str(name_or_path))
@@ -97,10 +95,7 @@ def download(wanted: Published, path: Path) -> None:
 
     If several processes want the same file, one downloads it and the others wait. An
     interrupted download leaves hidden files beside ``path``; the next call resumes it.
-
-    Args:
-        wanted: the file; without a size, at most `MAX_BYTES` are taken.
-        path: where to put it; missing folders are made.
+    Missing folders are made. Of a file of unknown size, at most `MAX_BYTES` are taken.
 
     Raises:
         ValueError: if the URL is not http or https; or if it returns an HTML page, or

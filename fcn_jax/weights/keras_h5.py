@@ -20,7 +20,7 @@ from fcn_jax.models.vgg import VGG_MEAN_RGB
 from fcn_jax.weights.layers import BODY, WeightFile, check_claim, from_hwc, naming_file
 
 MAGIC = b"\x89HDF\r\n\x1a\n"
-_CONVOLUTIONS = tuple(name for name in BODY if name.startswith("conv"))
+_CONVOLUTIONS, _DENSE = BODY[:-3], BODY[-3:]
 _NAMES = {f"block{name[4]}_conv{name[6]}": name for name in _CONVOLUTIONS}
 _NAMES |= {"fc1": "fc6", "fc2": "fc7", "predictions": "fc8"}
 _PARTS = {"kernel": "kernel", "W": "kernel", "bias": "bias", "b": "bias"}
@@ -28,11 +28,10 @@ _LEAF = re.compile(r"(?:.*_)?(kernel|W|bias|b)(?:_\d+)?(?::\d+)?")  # fc1_W_1:0
 # Keras 3 drops the names of layers and counts each kind: conv2d, conv2d_1, ...
 _COUNTED = {
     f"{kind}_{number}" if number else kind: name
-    for kind, names in (("conv2d", _CONVOLUTIONS), ("dense", ("fc6", "fc7", "fc8")))
+    for kind, names in (("conv2d", _CONVOLUTIONS), ("dense", _DENSE))
     for number, name in enumerate(names)
 }
 _COUNTED_PARTS = {"0": "kernel", "1": "bias"}
-
 # Keras nests to a depth of 4, and a VGG-16 with its optimizer has 400 links.
 _MAX_LINKS, _MAX_DEPTH = 10_000, 10
 
@@ -52,8 +51,7 @@ def read(path: str | Path) -> WeightFile:
         import h5py
     except ImportError as error:
         raise ValueError(
-            f"{path} is an HDF5 file, and h5py is not installed: pip install "
-            "'fcn-jax[keras]'"
+            f"{path} is HDF5, and h5py is not installed: pip install 'fcn-jax[keras]'"
         ) from error
     size = Path(path).stat().st_size
     with naming_file(path, "Keras .h5"), h5py.File(path, "r") as file:
@@ -139,13 +137,10 @@ def _place(path: str) -> tuple[str, str] | None:
 
 def _checked_size(path: str, dataset: Any) -> int:
     """Return the bytes of a dataset; raise ValueError if it cannot be read safely."""
-    import h5py
-
     # First of all: asking a virtual dataset for its shape opens other files.
-    creation = dataset.id.get_create_plist()
-    if creation.get_layout() == h5py.h5d.VIRTUAL or creation.get_external_count():
+    if dataset.is_virtual or dataset.external:
         raise ValueError(f"the numbers of {path} lie in other files")
-    if creation.get_nfilters():
+    if dataset.id.get_create_plist().get_nfilters():
         # Keras never compresses, and a small HDF5 chunk may inflate without limit.
         raise ValueError(f"{path} is compressed; run h5repack -f NONE on the file")
     if dataset.shape is None:

@@ -1,7 +1,4 @@
-"""What the readers share: names, layouts and errors, and the network that layers make.
-
-A reader turns a file into a `WeightFile`, with the layers in this library's layout.
-"""
+"""Define what readers share: layers, their names and layouts, their network, errors."""
 
 import contextlib
 import functools
@@ -63,13 +60,10 @@ class WeightFile(NamedTuple):
 
 @contextlib.contextmanager
 def naming_file(path: str | Path, kind: str) -> Iterator[None]:
-    """Turn every error of the body into a ValueError that names the file and its kind.
-
-    Garbled files cause errors of many types in the libraries that parse them.
-    """
+    """Turn each error of the body into a ValueError naming the file and its kind."""
     try:
         yield
-    except Exception as error:
+    except Exception as error:  # Garbled files cause errors of many types.
         reason = str(error)[:300] or type(error).__name__
         raise ValueError(f"{path} is not a readable {kind}: {reason}") from error
 
@@ -86,7 +80,7 @@ def from_hwc(name: str, kernel: np.ndarray) -> np.ndarray:
     A dense kernel [H*W*I, O] has its rows in H, W, I order, and fc6 sees 7x7. Other
     shapes are returned unchanged.
     """
-    side = _side(name)
+    side = 7 if name == "fc6" else 1
     if kernel.ndim == 2 and kernel.shape[0] % side**2 == 0:
         return kernel.reshape(side, side, kernel.shape[0] // side**2, kernel.shape[1])
     return reversed_colors(name, kernel)
@@ -99,17 +93,12 @@ def from_chw(name: str, weight: np.ndarray) -> np.ndarray:
     [O, I*H*W] has its columns in I, H, W order, and fc6 sees 7x7. Other shapes are
     returned unchanged.
     """
-    side = _side(name)
+    side = 7 if name == "fc6" else 1
     if weight.ndim == 2 and weight.shape[1] % side**2 == 0:
         weight = weight.reshape(len(weight), weight.shape[1] // side**2, side, side)
     if weight.ndim != 4:
         return weight
     return weight.transpose((2, 3, 0, 1) if name in UPSAMPLINGS else (2, 3, 1, 0))
-
-
-def _side(name: str) -> int:
-    """Return the side of the square that a layer sees if its weights are a matrix."""
-    return 7 if name == "fc6" else 1
 
 
 def reversed_colors(name: str, kernel: np.ndarray) -> np.ndarray:
@@ -174,9 +163,9 @@ def _scale(layers: dict[str, dict[str, np.ndarray]], name: str) -> float:
 def _is_bilinear(kernel: np.ndarray | None, factor: int) -> bool:
     """Tell whether a kernel [k, k, C, C or 1] is bilinear and keeps classes apart."""
     weights = bilinear_weights(factor)
-    if kernel is None or kernel.ndim != 4 or kernel.shape[:2] != 2 * weights.shape:
-        return False
     bilinear = np.outer(weights, weights)[..., None]
+    if kernel is None or kernel.ndim != 4 or kernel.shape[:2] != bilinear.shape[:2]:
+        return False
     classes, outputs = kernel.shape[2:]
     # Class by class: a dense kernel to compare with would be as large as the file. With
     # groups, the only output of a class is the class itself.

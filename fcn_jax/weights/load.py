@@ -45,7 +45,7 @@ _VGG19 = re.compile(r"\b(conv3_4|block3_conv4|features\.34)\b")
 
 
 def load(path: str | Path) -> Network:
-    """Load a network with its class names, palette and input size, as JAX arrays.
+    """Load a network: float32 JAX arrays, class names, palette and input size.
 
     Args:
         path: a file of `save`; a run directory, for the best network of the run; a
@@ -94,21 +94,12 @@ def load_vgg16(path: str | Path) -> VGG16Weights:
 
 
 def read(path: str | Path) -> Network | VGG16Weights:
-    """Read what `load` or `load_vgg16` loads, as float32 numpy arrays.
-
-    Raises:
-        ValueError, OSError: as `load`.
-    """
+    """Read what `load` or `load_vgg16` loads, as numpy arrays; raise as they do."""
     return check_fit(path, read_file(path))
 
 
 def read_file(path: str | Path) -> WeightFile:
-    """Read the layers of a file, whatever network they make.
-
-    Raises:
-        ValueError: if the file is of another kind or damaged.
-        OSError: if a download fails.
-    """
+    """Read the layers of a file, whatever network they make; raise as `load` does."""
     file = Path(path) / RUN_FILE if Path(path).is_dir() else fetch(path)
     if not file.exists():
         raise ValueError(
@@ -138,7 +129,7 @@ def check_fit(path: str | Path, file: WeightFile) -> Network | VGG16Weights:
         if "fc6" not in layers:
             _log.warning("%s has no fc6 and fc7: they start at random", path)
         return VGG16Weights(layers, file.mean_rgb, file.source)
-    # Both places are tried, since no layer has a name that stands in both.
+    # No layer has a name in both parts, so only the wanted ones are taken.
     placed = {f"{part}/{k}": a for k, a in arrays.items() for part in ("body", "head")}
     params = unflatten_dict(_fit(path, placed, shapes_of(model)), sep="/")
     return Network(params, model, file.class_names, file.palette, file.size)
@@ -207,11 +198,7 @@ def _body_shapes(arrays: Mapping[str, np.ndarray]) -> dict[str, tuple[int, ...]]
     return shapes
 
 
-def _fit(
-    path: str | Path,
-    arrays: Mapping[str, np.ndarray],
-    shapes: Mapping[str, tuple[int, ...]],
-) -> dict[str, np.ndarray]:
+def _fit(path: object, arrays: Mapping, shapes: Mapping) -> dict[str, np.ndarray]:
     """Return the wanted arrays as float32; raise ValueError naming all that differ."""
     fitted, problems = {}, []
     for name, shape in shapes.items():

@@ -81,9 +81,7 @@ def read_pickle(
     try:
         for count, (opcode, argument, _) in enumerate(pickletools.genops(file)):
             if count == max_opcodes:
-                raise ValueError(
-                    f"its pickle has more than {max_opcodes:,} opcodes; {advice}"
-                )
+                raise ValueError(f"it has more than {max_opcodes:,} opcodes; {advice}")
             if opcode.name == "STOP":
                 return machine.stack.pop()
             machine.follow(opcode.name, argument)

@@ -123,7 +123,7 @@ class _Tensor(NamedTuple):
 
 
 def _open(content: mmap.mmap) -> tuple[object, dict[str, _Place], str]:
-    """Return the object that was saved, the storages by key, and "<" or ">"."""
+    """Return the object that was saved, the places of storages, and "<" or ">"."""
     if content[: len(LEGACY_MAGIC)] == LEGACY_MAGIC:
         return *_open_legacy(content), "<"
     if content[: len(ZIP_MAGIC)] != ZIP_MAGIC:
@@ -138,14 +138,9 @@ def _open(content: mmap.mmap) -> tuple[object, dict[str, _Place], str]:
     if order not in _BYTE_ORDERS:
         raise ValueError("its byte order is neither little nor big")
     pickled = io.BytesIO(places[pickles[0]].read(content))
-    root = _read_pickle(pickled, persistent_load=_storage)
-    prefix = f"{folder}data/"
-    storages = {
-        name.removeprefix(prefix): place
-        for name, place in places.items()
-        if name.startswith(prefix)
-    }
-    return root, storages, _BYTE_ORDERS[order]
+    load_storage = functools.partial(_storage, folder=f"{folder}data/")
+    root = _read_pickle(pickled, persistent_load=load_storage)
+    return root, places, _BYTE_ORDERS[order]
 
 
 def _zip_places(content: mmap.mmap) -> dict[str, _Place]:
@@ -197,7 +192,7 @@ def _open_legacy(content: mmap.mmap) -> tuple[object, dict[str, _Place]]:
     return root, storages
 
 
-def _storage(identifier: object) -> _Storage:
+def _storage(identifier: object, folder: str = "") -> _Storage:
     """Return the storage that a persistent id stands for."""
     match identifier:
         case (b"storage" | "storage", Name(dotted), key, _, count, *view) if (
@@ -207,7 +202,8 @@ def _storage(identifier: object) -> _Storage:
             if view and view[0] is not None:  # The oldest files have views of storages.
                 _, start, count = view[0]
             if type(start) is type(count) is int and min(start, count) >= 0:
-                return _Storage(as_text(key), _STORAGES[dotted], start, count)
+                key = folder + as_text(key)
+                return _Storage(key, _STORAGES[dotted], start, count)
     raise ValueError("its pickle describes a storage in an unknown way")
 
 

@@ -81,7 +81,7 @@ def read(path: str | Path) -> WeightFile:
 
 def _network(path: str | Path, metadata: dict[str, str]) -> Network:
     """Return the network that the metadata describe, without parameters."""
-    model = _model(path, _json(path, metadata, "model"))
+    model = _model(path, _json(path, metadata, "model", dict))
     metadata = {"palette": "[]", "size": "[]"} | metadata  # Older files lack them.
     names = ("class_names", "palette", "size")
     fields = {name: _json(path, metadata, name, list) for name in names}
@@ -91,11 +91,9 @@ def _network(path: str | Path, metadata: dict[str, str]) -> Network:
         raise ValueError(f"{path} has damaged metadata: {error}") from error
 
 
-def _model(path: str | Path, fields: Any) -> FCN:
-    """Return the FCN with these fields of JSON, which may be anything."""
+def _model(path: str | Path, fields: dict) -> FCN:
+    """Return the FCN with these fields of JSON, whose values may be anything."""
     try:
-        if not isinstance(fields, dict):
-            raise ValueError("its fields are not a JSON object")
         if unknown := fields.keys() - fields_of(FCN()).keys():
             raise ValueError(f"it has the fields {', '.join(sorted(unknown))}")
         # JSON has no tuples, and a Linen module must have no lists: they do not hash.
@@ -107,9 +105,7 @@ def _model(path: str | Path, fields: Any) -> FCN:
         ) from error
 
 
-def _json(
-    path: str | Path, metadata: dict[str, str], key: str, kind: type = object
-) -> Any:
+def _json(path: str | Path, metadata: dict, key: str, kind: type = object) -> Any:
     """Return an entry of the metadata, whose JSON must be of a kind."""
     try:
         value = json.loads(metadata[key])

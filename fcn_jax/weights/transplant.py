@@ -63,10 +63,7 @@ def init(
 def init_params(model: FCN, key: jax.Array, given: dict[str, Any]) -> dict[str, Any]:
     """Return float32 JAX parameters: those given, and random ones for the others.
 
-    Args:
-        model: the network.
-        key: of `jax.random.key`.
-        given: ``{"body": layers, "head": layers}``; parts and layers may be missing.
+    ``given`` is ``{"body": layers, "head": layers}``; parts and layers may be missing.
     """
     known = frozenset((part, layer) for part in given for layer in given[part])
     params = _random_params(model, known, key)
@@ -77,10 +74,8 @@ def init_params(model: FCN, key: jax.Array, given: dict[str, Any]) -> dict[str, 
 
 # Compiled once for each network: without jit, each random array is compiled by itself.
 @partial(jax.jit, static_argnums=(0, 1))
-def _random_params(
-    model: FCN, known: frozenset[tuple[str, str]], key: jax.Array
-) -> dict[str, Any]:
-    """Return random parameters without the layers that are known."""
+def _random_params(model: FCN, known: frozenset, key: jax.Array) -> dict[str, Any]:
+    """Return random parameters, except for the known layers as (part, name)."""
     params = model.init(key, jnp.zeros([1, 1, 1, 3]))["params"]
     return {
         part: {name: p for name, p in layers.items() if (part, name) not in known}

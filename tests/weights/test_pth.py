@@ -291,7 +291,7 @@ def zipped(tmp_path, torch_files):
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
-        (rename("/data/0", "/data/a"), "storage 0 is missing"),
+        (rename("/data/0", "/data/a"), "storage archive/data/0 is missing"),
         (rename("data.pkl", "other"), "0 entries data.pkl"),
         (rename("archive/version", "other/data.pkl"), "2 entries data.pkl"),
         (rename("version", "DATA.pkl"), "several entries of one name"),

@@ -126,7 +126,7 @@ def test_read_of_a_type_numpy_lacks_is_refused(tmp_path):
         ({"palette": "[[0, 0, 0]]"}, "damaged metadata: palette has 1"),
         ({"palette": "[[0, 0, 256], [0, 0, 0], [1, 2, 3]]"}, "metadata: palette has"),
         ({"palette": "[1, 2, 3]"}, "damaged metadata"),
-        ({"model": "[]"}, "does not know"),
+        ({"model": "[]"}, "damaged metadata: model"),
     ],
 )
 def test_read_of_damaged_metadata_is_refused(saved, metadata, problem):

@@ -297,7 +297,7 @@ def scratch(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("store") / "file"
 
 
-@settings(max_examples=200, derandomize=True, deadline=None)
+@settings(max_examples=100)
 @given(content=st.binary(max_size=100))
 def test_read_random_bytes_raises_value_error(scratch, content):
     scratch.write_bytes(content)

@@ -268,7 +268,6 @@ def test_read_lying_array_is_refused(read_bytes, kernel, problem):
 
 
 SHARED = np.zeros(10_000, np.float32)
-TEXT = "x" * 40_000
 
 
 @pytest.mark.parametrize(
@@ -281,20 +280,8 @@ TEXT = "x" * 40_000
             npy_bytes({f"conv{i}_{j}": [SHARED] * 2 for i in (1, 2) for j in (1, 2)}),
             id="one-array-many-times",
         ),
-        pytest.param(
-            b"\x80\x02X" + struct.pack("<I", len(TEXT)) + TEXT.encode()
-            + b"X\x06\x00\x00\x00latin1\x86q\x00"
-            + b"c_codecs\nencode\nh\x00R" * 1000 + b".",
-            id="one-string-encoded-many-times",
-        ),
-        pytest.param(
-            pickle.dumps({str(i): None for i in range(4000)}, 2)[:-1]
-            + b"q\x00ccollections\nOrderedDict\nq\x01" + b"h\x01h\x00\x85R" * 16_000
-            + b".",
-            id="one-dict-copied-many-times",
-        ),
     ],
-)  # fmt: skip
+)
 def test_read_bomb_is_refused_in_bounded_memory(read_bytes, content):
     tracemalloc.start()
     try:
@@ -338,7 +325,7 @@ def test_read_truncated_anywhere_raises_value_error(read_bytes, content):
             read_bytes(content[:length])
 
 
-@settings(max_examples=200, derandomize=True, deadline=None)
+@settings(max_examples=100)
 @given(content=st.binary(max_size=200))
 @pytest.mark.parametrize("start", [b"", b"\x80\x04", VALID[0][:128]])
 def test_read_random_bytes_raises_value_error(read_bytes, start, content):
@@ -346,7 +333,7 @@ def test_read_random_bytes_raises_value_error(read_bytes, start, content):
         read_bytes(start + content)
 
 
-@settings(max_examples=300, derandomize=True, deadline=None)
+@settings(max_examples=150)
 @given(
     content=st.sampled_from(VALID),
     changes=st.lists(st.tuples(st.floats(0, 1), st.integers(0, 255)), max_size=5),
@@ -368,7 +355,7 @@ OPCODES = (
 ).split(b" ")
 
 
-@settings(max_examples=300, derandomize=True, deadline=None)
+@settings(max_examples=150)
 @given(data=st.data())
 @pytest.mark.parametrize("content", VALID[1:], ids=["python2", "pickle2", "pickle5"])
 def test_read_altered_opcodes_raises_value_error_or_reads(read_bytes, content, data):

@@ -255,16 +255,16 @@ LONG_TEXT = text("x" * 40_000) + text("latin1") + b"\x86q\x00"
     [
         pytest.param(
             MANY_ENTRIES + b"ccollections\nOrderedDict\nq\x01"
-            + b"h\x01h\x00\x85R" * 8000 + b".",
+            + b"h\x01h\x00\x85R" * 1000 + b".",
             id="one-dict-copied-many-times",
         ),
         pytest.param(
             MANY_ENTRIES + b"ccollections\nCounter\nq\x01"
-            + b"h\x01h\x00\x85R" * 8000 + b".",
+            + b"h\x01h\x00\x85R" * 1000 + b".",
             id="one-dict-counted-many-times",
         ),
         pytest.param(
-            LONG_TEXT + b"c_codecs\nencode\nq\x01" + b"h\x01h\x00R" * 8000 + b".",
+            LONG_TEXT + b"c_codecs\nencode\nq\x01" + b"h\x01h\x00R" * 1000 + b".",
             id="one-text-encoded-many-times",
         ),
         pytest.param(
@@ -277,7 +277,7 @@ LONG_TEXT = text("x" * 40_000) + text("latin1") + b"\x86q\x00"
             id="key-that-takes-forever-to-hash",
         ),
         pytest.param(b"]r\xff\xff\xff\x7f.", id="memo-index"),
-        pytest.param(b"(" * 40_000 + b"t" * 40_000 + b".", id="deep-tuples"),
+        pytest.param(b"(" * 20_000 + b"t" * 20_000 + b".", id="deep-tuples"),
         pytest.param(b"]q\x00h\x00a}q\x01h\x01h\x01s\x86.", id="holds-itself"),
         pytest.param(b"]q\x00(" + b"h\x00" * 90_000 + b"e.", id="list-of-itself"),
     ],

@@ -457,7 +457,6 @@ def text(string):
     return b"X" + struct.pack("<I", len(string)) + string.encode()
 
 
-ENTRIES = b"".join(text(str(i)) + b"N" for i in range(1000))
 TENSOR = (
     b"ctorch._utils\n_rebuild_tensor\n(" + FLOATS + b"K\x00K\x01\x85K\x01\x85tR"
 )  # fmt: skip
@@ -466,19 +465,6 @@ TENSOR = (
 @pytest.mark.parametrize(
     "pickled",
     [
-        pytest.param(
-            b"}q\x00(" + ENTRIES + b"uq\x00ccollections\n" + name + b"\nq\x01]("
-            + b"h\x01h\x00\x85R" * 1500 + b"e.",
-            id=f"{name.decode()} called many times",
-        )
-        for name in (b"OrderedDict", b"Counter")
-    ]
-    + [
-        pytest.param(
-            b"c_codecs\nencode\nq\x00" + text("a") + text("latin1") + b"\x86R"
-            + 40 * (b"q\x01h\x00h\x01" + text("hex") + b"\x86R") + b".",
-            id="text doubled at each step",
-        ),
         pytest.param(
             text("x" * 100_000) + b"q\x00" + b"}(" + b"h\x00N" * 1000 + b"u.",
             id="one long name",

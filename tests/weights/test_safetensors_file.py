@@ -214,7 +214,7 @@ def test_read_truncated_anywhere_raises_value_error(saved):
             safetensors_file.read(saved)
 
 
-@settings(max_examples=200)
+@settings(max_examples=50)
 @given(content=st.binary(max_size=100))
 @pytest.mark.parametrize(
     "start",
@@ -261,6 +261,7 @@ FIELDS = st.dictionaries(st.sampled_from(sorted(fields_of(MODEL))), ANY_JSON)
 OTHERS = st.dictionaries(st.sampled_from(["class_names", "palette", "size"]), ANY_JSON)
 
 
+@settings(max_examples=50)
 @given(fields=FIELDS | ANY_JSON, others=OTHERS)
 @example(fields={"num_classes": 2**31 - 1, "width": 1000}, others={})
 @example(
@@ -288,6 +289,7 @@ PLACES = st.tuples(
 SHAPES = st.lists(st.sampled_from([0, 1, 2, 64]), max_size=4)
 
 
+@settings(max_examples=50)
 @given(shapes=st.dictionaries(PLACES, SHAPES), number=st.sampled_from([1, np.nan]))
 @example(shapes={"head/score_fr/bias": [2], "head/scale_pool4/scale": []}, number=1)
 @example(shapes={"head/score_fr/bias": []}, number=1)
@@ -298,6 +300,7 @@ def test_load_of_any_few_arrays_raises_value_error(scratch, shapes, number):
         fcn_jax.load(scratch)
 
 
+@settings(max_examples=50)
 @given(mean=ANY_JSON | st.lists(ANY_JSON, min_size=3, max_size=3), source=ANY_JSON)
 def test_any_mean_gives_layers_or_value_error(scratch, mean, source):
     write(scratch, {"mean_rgb": mean, "source": source})

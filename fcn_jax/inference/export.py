@@ -24,7 +24,7 @@ from jax import export as jax_export
 from fcn_jax.files import replacing
 from fcn_jax.inference.inputs import AnyImage, as_batch
 from fcn_jax.inference.predict import apply
-from fcn_jax.inference.resize import resize
+from fcn_jax.inference.programs import resized_scores
 from fcn_jax.models.geometry import body_extents
 from fcn_jax.network import Network, Palette
 from fcn_jax.weights.load import arrays_of
@@ -188,9 +188,7 @@ def _program(
 
     def run(arrays: dict[str, jax.Array], image: jax.Array) -> jax.Array:
         params = unflatten_dict(arrays, sep="/")
-        seen = resize(image, net.size) if net.size else image
-        logits = net.model.apply({"params": params}, seen)
-        logits = resize(logits, image.shape[1:3]) if net.size else logits
+        logits = resized_scores(net.replace(params=params), image)
         if output == "logits":
             return logits
         return jnp.argmax(logits, axis=-1).astype(jnp.int32)

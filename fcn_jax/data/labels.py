@@ -11,6 +11,15 @@ VOID = 255  # In every label that a source gives.
 _VALUES = 2**16  # A mask has at most 16 bits.
 
 
+def check_num_classes(num_classes: int) -> None:
+    """Raise ValueError if there are more classes than labels beside `VOID`."""
+    if num_classes > VOID:
+        raise ValueError(
+            f"num_classes = {num_classes} must be at most {VOID}: the label {VOID} "
+            "marks void pixels"
+        )
+
+
 def to_classes(
     label: np.ndarray,
     where: str | Path,
@@ -36,11 +45,7 @@ def to_classes(
         ValueError: if ``num_classes`` is above 255, or if a value is neither a class
             nor ``ignore_label``: the error lists such values.
     """
-    if num_classes > VOID:
-        raise ValueError(
-            f"num_classes = {num_classes} must be at most {VOID}: the label {VOID} "
-            "marks void pixels"
-        )
+    check_num_classes(num_classes)
     if label_map:
         label = _mapped(label, label_map)
     void = label == ignore_label

@@ -11,7 +11,7 @@ Reference: Long et al., arXiv:1411.4038, section 5.
 
 import numpy as np
 
-from fcn_jax.data.labels import VOID
+from fcn_jax.data.labels import VOID, check_num_classes
 
 
 def confusion_matrix(
@@ -33,11 +33,7 @@ def confusion_matrix(
         ValueError: if ``num_classes`` is above 255, the shapes differ, or values are
             not integers or out of range.
     """
-    if num_classes > VOID:
-        raise ValueError(
-            f"num_classes = {num_classes} must be at most {VOID}: the label {VOID} "
-            "marks void pixels"
-        )
+    check_num_classes(num_classes)
     label, prediction = np.asarray(label), np.asarray(prediction)
     if label.shape != prediction.shape:
         raise ValueError(

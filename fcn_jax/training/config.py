@@ -32,87 +32,159 @@ SHAPES_TRAIN, SHAPES_EVAL = 4000, 100
 
 @dataclass
 class Model:
-    """Hold the fields of `fcn_jax.FCN`, with the dtype as a string of `DTYPES`."""
+    """Describe the network: the fields of `fcn_jax.FCN`, with the dtype as a string.
+
+    Attributes:
+        variant: "fcn32s", "fcn16s" or "fcn8s".
+        geometry: "same", or "caffe" for that of the authors' release.
+        crop: "center" or "corner": the part of an upsampled map that is kept.
+        mean_rgb: subtracted from the image; the weights of init_from bring their own.
+        width: multiplier of the number of filters, such as 0.25.
+        dropout: rate after fc6 and fc7 in training.
+        dtype: "float32" or "bfloat16", of the computation; parameters stay float32.
+        score_init: "zero" or "xavier", the start of the score layers.
+        pool_scales: factors of pool4 and pool3 before they are scored.
+        learn_upsampling: whether the upsampling kernels are trained.
+        remat: "none", or "blocks" for less memory and more time.
+    """
 
     variant: str = "fcn8s"
     geometry: str = "same"
     crop: str = "center"
-    mean_rgb: tuple = VGG_MEAN_RGB  # The weights of init_from replace it by their mean.
+    mean_rgb: tuple = VGG_MEAN_RGB
     width: float = 1.0
     dropout: float = 0.5
     dtype: str = "float32"
     score_init: str = "zero"
     pool_scales: tuple = (1.0, 1.0)
     learn_upsampling: bool = False
-    remat: str = "none"  # "blocks" takes less memory and more time.
+    remat: str = "none"
 
 
 @dataclass
 class Data:
-    """Tell where the images come from and how they are prepared."""
+    """Tell where the images come from and how they are prepared.
 
-    # "folder"; "shapes", which draws pictures; or a TFDS data set of images and masks,
-    # such as "voc_segmentation/voc2012" or "oxford_iiit_pet".
+    Attributes:
+        name: "folder"; "shapes", which draws pictures; or a TFDS data set of images and
+            masks, such as "voc_segmentation/voc2012" or "oxford_iiit_pet".
+        root: folder of the data; for TFDS, of its prepared data sets.
+        manual_dir: folder of archives that TFDS need not download.
+        image_feature: feature of a TFDS data set that holds the image.
+        label_feature: feature of a TFDS data set that holds the mask.
+        images: folder of the images under root; {split} stands for the split.
+        labels: folder of the masks under root, likewise.
+        list_file: text file under root with the names of a split; "" for all files.
+        train_split: the split to train on.
+        eval_split: the split to evaluate on.
+        num_classes: number of classes, at most 255.
+        class_names: one name for each class, or ().
+        palette: (red, green, blue) of each class; () for the colours of PASCAL VOC.
+        ignore_label: the value of void pixels in the masks.
+        label_map: ((value in the masks, class or void), ...); other values stay.
+        reduce_zero_label: whether 0 in the masks is void and k is class k - 1.
+        size: (height, width) to resize all images to; () keeps their sizes.
+        scale: (low, high) of the random factor of training images.
+        crop: (height, width) of random training crops; () for none.
+        bucket: images of several sizes are padded to multiples of this.
+        flip: whether to mirror training images at random.
+        replacement: whether each training image is drawn from all, instead of once in
+            each epoch.
+        threads: reading threads, in this process or in each worker.
+        workers: reading processes; 0 for none.
+        help: where to get the data, for the error if it is missing.
+    """
+
     name: str = "folder"
-    root: str = ""  # The folder of the data; for TFDS, of its prepared data sets.
-    manual_dir: str = ""  # Folder of archives that TFDS need not download.
-    image_feature: str = "image"  # Feature of a TFDS data set.
+    root: str = ""
+    manual_dir: str = ""
+    image_feature: str = "image"
     label_feature: str = "label"
-    images: str = "images/{split}"  # Folder of the images under root.
-    labels: str = "labels/{split}"  # Folder of the label PNGs under root.
-    list_file: str = ""  # Text file under root with a split's stems; "" for all files.
+    images: str = "images/{split}"
+    labels: str = "labels/{split}"
+    list_file: str = ""
     train_split: str = "train"
     eval_split: str = "val"
     num_classes: int = 21
-    class_names: tuple = ()  # One for each class, or ().
-    palette: tuple = ()  # (red, green, blue) of each class; () for VOC's colours.
-    ignore_label: int = 255  # The value of void pixels in the masks.
-    label_map: tuple = ()  # ((value in the masks, class or void), ...); others stay.
-    reduce_zero_label: bool = False  # 0 in the masks is void and k is class k - 1.
-    size: tuple = ()  # (H, W) to resize all images to; () keeps their sizes.
-    scale: tuple = (1.0, 1.0)  # (low, high) of the random factor of training images.
-    crop: tuple = ()  # (H, W) of random training crops; () for none.
-    bucket: int = 64  # Images of several sizes are padded to multiples of this.
-    flip: bool = True  # Mirror training images at random.
-    replacement: bool = False  # Draw each training image from all, not once per epoch.
-    threads: int = 2  # Reading threads, in this process or in each worker.
-    workers: int = 0  # Reading processes; 0 for none.
-    help: str = ""  # Where to get the data, for the error if it is missing.
+    class_names: tuple = ()
+    palette: tuple = ()
+    ignore_label: int = 255
+    label_map: tuple = ()
+    reduce_zero_label: bool = False
+    size: tuple = ()
+    scale: tuple = (1.0, 1.0)
+    crop: tuple = ()
+    bucket: int = 64
+    flip: bool = True
+    replacement: bool = False
+    threads: int = 2
+    workers: int = 0
+    help: str = ""
 
 
 @dataclass
 class Optim:
-    """Hold the arguments of `make_schedule` and `make_optimizer`."""
+    """Describe the optimiser and its learning rate.
 
-    name: str = "adamw"  # Or "sgd".
+    Attributes:
+        name: "adamw" or "sgd".
+        learning_rate: the highest rate.
+        schedule: "poly", "cosine" or "constant".
+        warmup_steps: first steps, over which the rate rises from 0.
+        momentum: momentum of SGD.
+        weight_decay: factor of the kernels in the decay.
+        bias_rate: learning rate of biases as a multiple of that of kernels.
+    """
+
+    name: str = "adamw"
     learning_rate: float = 5e-5
-    schedule: str = "poly"  # Or "cosine", "constant".
+    schedule: str = "poly"
     warmup_steps: int = 0
     momentum: float = 0.9
     weight_decay: float = 1e-4
-    bias_rate: float = 1.0  # Learning rate of biases as a multiple of that of kernels.
+    bias_rate: float = 1.0
 
 
 @dataclass
 class Config:
-    """Hold all settings of a run; the files of configs/ are examples."""
+    """Hold all settings of a run; the files of configs/ are examples.
+
+    Attributes:
+        model: the network.
+        data: the images and labels.
+        optim: the optimiser.
+        init_from: weight file, run or published name to start from; "" for random.
+        epochs: passes over the training images.
+        steps: steps of the run; 0 takes epochs instead.
+        batch_size: images per step.
+        accumulate: micro-batches per step (gradient accumulation).
+        loss_normalization: "mean" over the labelled pixels, or "sum" for each image.
+        class_weights: weight of each class in the loss; () for 1 each.
+        class_balance: "median_frequency" or "inverse_log" computes the class weights
+            from the training labels; "" does not.
+        parallel: "sharded" or "pmap" over all devices, or "none" for one device.
+        seed: seed of the random parameters, the order and the augmentation.
+        eval_every: steps between evaluations and checkpoints; 0 for one epoch.
+        log_every: steps between lines of the log.
+        keep_checkpoints: number of latest checkpoints kept, besides the best.
+    """
 
     model: Model = field(default_factory=Model)
     data: Data = field(default_factory=Data)
     optim: Optim = field(default_factory=Optim)
-    init_from: str = ""  # Weight file, run or published name to start from, or "".
+    init_from: str = ""
     epochs: float = 10.0
-    steps: int = 0  # Steps of the run; 0 takes epochs instead.
+    steps: int = 0
     batch_size: int = 4
-    accumulate: int = 1  # Micro-batches per step (gradient accumulation).
-    loss_normalization: str = "mean"  # Over labelled pixels; or "sum", per image.
-    class_weights: tuple = ()  # Weight of each class in the loss; () for 1 each.
-    class_balance: str = ""  # Or "median_frequency", "inverse_log": from the labels.
-    parallel: str = "sharded"  # On all devices; or "pmap"; or "none", on one.
+    accumulate: int = 1
+    loss_normalization: str = "mean"
+    class_weights: tuple = ()
+    class_balance: str = ""
+    parallel: str = "sharded"
     seed: int = 0
-    eval_every: int = 0  # Steps between evaluations and checkpoints; 0 for one epoch.
-    log_every: int = 20  # Steps between lines of the log.
-    keep_checkpoints: int = 1  # Number of latest checkpoints kept, besides the best.
+    eval_every: int = 0
+    log_every: int = 20
+    keep_checkpoints: int = 1
 
     def class_names(self) -> tuple[str, ...]:
         """Return the class names, "class 0", "class 1", ... if the config has none."""

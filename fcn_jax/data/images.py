@@ -25,7 +25,7 @@ def read_image(
     Raises:
         ValueError: if the file cannot be read, or `to_rgb` refuses its pixels.
     """
-    return to_rgb(_decode(file, name, upright), name or str(file))
+    return to_rgb(decode(file, name, upright), name or str(file))
 
 
 def to_rgb(image: Image.Image, name: str = "image") -> np.ndarray:
@@ -75,7 +75,7 @@ def read_label(
     Raises:
         ValueError: if the file cannot be read or holds colours.
     """
-    label = _decode(file, name, upright)
+    label = decode(file, name, upright)
     if label.mode not in ("1", "L", "P") and not label.mode.startswith("I"):
         raise ValueError(
             f"{name or file}: a mask must hold class indices (a palette PNG, or grey "
@@ -91,7 +91,17 @@ def image_suffixes() -> set[str]:
     return {suffix for suffix, kind in suffixes.items() if kind in Image.OPEN}
 
 
-def _decode(file: str | Path | BinaryIO, name: str, upright: bool) -> Image.Image:
+def decode(file: str | Path | BinaryIO, name: str, upright: bool) -> Image.Image:
+    """Decode an image file with Pillow, in its own mode.
+
+    Args:
+        file: path or open file of the image.
+        name: name of the image in errors; "" for ``file``.
+        upright: whether to turn the image as its EXIF orientation says.
+
+    Raises:
+        ValueError: if the file cannot be read.
+    """
     try:
         with _open(file) as image:
             image.load()

@@ -152,6 +152,10 @@ def _require(
         )
 
 
+# Types of numbers in an image of more than three channels.
+_NUMBERS = ("uint8", "uint16", "float16", "float32", "float64")
+
+
 class CheckedSource:
     """Check the examples of any source and give them one form.
 
@@ -159,20 +163,23 @@ class CheckedSource:
         source: anything with ``__len__`` and ``__getitem__(i)`` that gives (image,
             label), or a dict with "image", "label" and perhaps "name".
         num_classes: C.
+        in_channels: N. An image of 3 channels is uint8 RGB. One of more is uint8, or
+            uint16, float16, float32 or float64, which become float32.
 
     Raises:
         ValueError: if ``source`` is something else. Reading an example raises it,
-            naming the example, unless the image is [H, W, 3] uint8 RGB and the label
-            [H, W] integers in [0, C) or 255.
+            naming the example, unless the image is [H, W, N] of such numbers, all
+            finite, and the label [H, W] integers in [0, C) or 255.
     """
 
-    def __init__(self, source: Any, *, num_classes: int):
+    def __init__(self, source: Any, *, num_classes: int, in_channels: int = 3):
         if not (hasattr(source, "__len__") and hasattr(source, "__getitem__")):
             raise ValueError(
                 f"the source is a {type(source).__name__} without __len__ and "
                 "__getitem__: pass a list of (image, label), or an object with both"
             )
         self.source, self.num_classes = source, num_classes
+        self.in_channels = in_channels
 
     def __len__(self) -> int:
         return len(self.source)
@@ -189,12 +196,8 @@ class CheckedSource:
                     f"example {i} is a {type(example).__name__}, want (image, label) "
                     'or a dict with "image" and "label"'
                 )
-        image, label = np.asarray(image), np.asarray(label)
-        if image.dtype != np.uint8 or image.shape != (*label.shape, 3):
-            raise ValueError(
-                f"example {name}: the image is {list(image.shape)} {image.dtype}, its "
-                f"label {list(label.shape)}: want [H, W, 3] uint8 and [H, W]"
-            )
+        label = np.asarray(label)
+        image = self._checked_image(np.asarray(image), label, name)
         if label.ndim != 2 or label.dtype.kind not in "iu":
             raise ValueError(
                 f"example {name}: the label is {list(label.shape)} {label.dtype}, want "
@@ -203,3 +206,26 @@ class CheckedSource:
         label = label.astype(np.int32)
         label = to_classes(label, f"example {name}", num_classes=self.num_classes)
         return {"image": image, "label": label, "name": name}
+
+    def _checked_image(
+        self, image: np.ndarray, label: np.ndarray, name: str
+    ) -> np.ndarray:
+        """Return the image as uint8, or as float32 if it may have other numbers."""
+        channels = self.in_channels
+        numbers = ("uint8",) if channels == 3 else _NUMBERS
+        if image.shape != (*label.shape, channels) or image.dtype.name not in numbers:
+            raise ValueError(
+                f"example {name}: the image is {list(image.shape)} {image.dtype}, its "
+                f"label {list(label.shape)}: want [H, W, {channels}] "
+                f"{' or '.join(numbers)} and [H, W]"
+            )
+        if image.dtype == np.uint8:
+            return image
+        with np.errstate(over="ignore"):
+            image = image.astype(np.float32)
+        if not np.isfinite(image).all():
+            raise ValueError(
+                f"example {name}: the image holds NaN, infinity or a number beyond "
+                "float32; replace them by numbers"
+            )
+        return image

@@ -170,3 +170,26 @@ def test_checked_source_names_an_example_of_another_form(example, message):
 def test_checked_source_refuses_what_has_no_length():
     with pytest.raises(ValueError, match="is a generator without __len__"):
         CheckedSource((pair for pair in [(IMAGE, LABEL)]), num_classes=3)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "float16", "float32", "float64"])
+def test_checked_source_of_more_channels_gives_uint8_or_float32(dtype):
+    image = np.arange(30).reshape(2, 3, 5).astype(dtype)
+    found = CheckedSource([(image, LABEL)], num_classes=3, in_channels=5)[0]["image"]
+    assert found.dtype == (np.uint8 if dtype == "uint8" else np.float32)
+    np.testing.assert_array_equal(found, image)
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (IMAGE, r"image is \[2, 3, 3\] uint8, .*want \[H, W, 4\] uint8 or uint16 or"),
+        (np.zeros((2, 3, 4), np.int32), r"image is \[2, 3, 4\] int32, its label"),
+        (np.full((2, 3, 4), np.nan), "example 0: the image holds NaN, infinity or a"),
+        (np.full((2, 3, 4), 1e39), "example 0: the image holds NaN, infinity or a"),
+    ],
+)
+def test_checked_source_refuses_other_channels_and_numbers(image, message):
+    source = CheckedSource([(image, LABEL)], num_classes=3, in_channels=4)
+    with pytest.raises(ValueError, match=message):
+        source[0]

@@ -109,7 +109,7 @@ def fcn_jax_batches(
         scale=SCALE,
         crop=(args.crop, args.crop),
         flip=True,
-        mean_rgb=MEAN,
+        mean=MEAN,
     )
     return train_batches(
         source,

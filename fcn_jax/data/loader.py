@@ -57,7 +57,8 @@ def train_batches(
             They are spawned, so a script needs ``if __name__ == "__main__":``.
 
     Returns:
-        Iterator of {"image": [B / n, H, W, 3] uint8, "label": [B / n, H, W] int32}.
+        Iterator of {"image": [B / n, H, W, N] uint8 or float32, "label": [B / n, H, W]
+        int32}. An image with float32 examples is float32.
 
     Raises:
         ValueError: if the source is empty, ``batch_size`` is not divisible by n, or the

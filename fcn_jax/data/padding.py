@@ -16,15 +16,17 @@ def fill_up(
     """Pad images with zeros to one shape and stack them.
 
     Args:
-        images: [h, w, 3] each, of one dtype; at most ``batch_size`` of them.
+        images: [h, w, N] each; at most ``batch_size`` of them.
         shape: (H, W), at least as large as every image.
         batch_size: B. Images of one black pixel fill up the batch.
 
     Returns:
-        batch: [B, H, W, 3], each image at the top left, of the images' dtype.
+        batch: [B, H, W, N], each image at the top left, of a dtype that holds the
+            values of all images.
         size: [B, 2] int32, the height and width of each image.
     """
-    batch = np.zeros((batch_size, *shape, 3), images[0].dtype)
+    channels, dtype = images[0].shape[2], np.result_type(*images)
+    batch = np.zeros((batch_size, *shape, channels), dtype)
     size = np.ones((batch_size, 2), np.int32)
     for i, image in enumerate(images):
         size[i] = h, w = image.shape[:2]

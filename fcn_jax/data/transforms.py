@@ -1,13 +1,17 @@
 """Transforms: pure functions from example to example.
 
-An example is a dict. Its "image" is [H, W, 3] uint8 RGB and its "label" [H, W] int32,
-before and after each transform; other entries pass through. Sizes are (H, W). Random
-transforms draw only from the generator they are given.
+An example is a dict. Its "image" is [H, W, 3] uint8 RGB, or [H, W, N] uint8 or float32
+with N > 3, whose first three channels are red, green and blue. Its "label" is [H, W]
+int32. Both keep their types in each transform; other entries pass through. Sizes are
+(H, W). Random transforms draw only from the generator they are given.
 """
+
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from PIL import Image
 
+from fcn_jax.data.jitter import color_jitter
 from fcn_jax.data.labels import VOID
 
 _ALL = np.s_[:, :]
@@ -39,22 +43,60 @@ def resize(
 def resize_image(
     image: np.ndarray, size: tuple[int, int], part: tuple[slice, slice] = _ALL
 ) -> np.ndarray:
-    """Resize an image [H, W, 3] uint8 as `resize` does."""
+    """Resize an image [H, W, N] uint8 or float32 as `resize` does.
+
+    The channels of an image other than RGB are resized one by one.
+    """
     height, width = _checked(size)
     top, bottom, _ = part[0].indices(height)
     left, right, _ = part[1].indices(width)
     h, w = image.shape[:2]
-    resized = Image.fromarray(image).resize(
-        (right - left, bottom - top),
-        Image.Resampling.BILINEAR,
-        box=(
-            left * w / width,
-            top * h / height,
-            right * w / width,
-            bottom * h / height,
-        ),
-    )
-    return np.array(resized)
+    box = left * w / width, top * h / height, right * w / width, bottom * h / height
+
+    def resized(channels: np.ndarray) -> Image.Image:
+        return Image.fromarray(channels).resize(
+            (right - left, bottom - top), Image.Resampling.BILINEAR, box
+        )
+
+    if image.dtype == np.uint8 and image.shape[2] == 3:
+        return np.array(resized(image))
+    return np.dstack([resized(channel) for channel in _channels(image)])
+
+
+def random_rotation(
+    example: dict, rng: np.random.Generator, degrees: float, mean: Sequence[float]
+) -> dict:
+    """Rotate about the centre by a random angle, uniform in [-degrees, degrees].
+
+    The size stays. A pixel whose centre comes from outside the image is mean-coloured
+    and void. Any other takes the label of the pixel that its centre comes from, and the
+    bilinear mean of the four nearest pixels of the image, whose outermost rows and
+    columns continue outside.
+
+    Args:
+        example: the example.
+        rng: generator that draws the angle; positive angles turn counterclockwise.
+        degrees: largest angle, in [0, 180].
+        mean: [N], the colour of the pixels from outside.
+
+    Raises:
+        ValueError: if ``degrees`` is out of range, or ``mean`` has not N numbers.
+    """
+    if not 0 <= degrees <= 180:
+        raise ValueError(f"degrees = {degrees} must be from 0 to 180")
+    angle = np.deg2rad(rng.uniform(-degrees, degrees))
+    image, label = example["image"], example["label"]
+    fill = _fill(mean, image).tolist()
+    rotated = [
+        _rotate(channel.astype(np.float32), angle, Image.Resampling.BILINEAR, value)
+        for channel, value in zip(_channels(image), fill, strict=True)
+    ]
+    # Labels as 16 bits: Pillow rotates an 8-bit image with rounded coordinates.
+    nearest = Image.Resampling.NEAREST
+    label = _rotate(label.astype(np.uint16), angle, nearest, VOID).astype(np.int32)
+    if image.dtype == np.uint8:
+        rotated = [np.rint(channel).astype(np.uint8) for channel in rotated]
+    return example | {"image": np.dstack(rotated), "label": label}
 
 
 def random_scale(
@@ -70,7 +112,7 @@ def random_crop(
     size: tuple[int, int],
     *,
     scaled: tuple[int, int] | None = None,
-    mean_rgb: tuple[float, float, float],
+    mean: Sequence[float],
 ) -> dict:
     """Crop a window of ``size`` at a random place.
 
@@ -83,7 +125,7 @@ def random_crop(
         rng: generator that draws the place.
         size: (H, W) of the window.
         scaled: (H, W) to resize to first; only the pixels in the window are computed.
-        mean_rgb: colour of the pixels around the image, RGB in [0, 255].
+        mean: [N], the colour of the pixels around the image.
     """
     shape = example["label"].shape
     scaled = scaled or shape
@@ -94,7 +136,7 @@ def random_crop(
         part = np.s_[max(top, 0) : top + size[0], max(left, 0) : left + size[1]]
         example = resize(example, scaled, part)
         top, left = min(top, 0), min(left, 0)
-    return _window(example, top, left, size, mean_rgb)
+    return _window(example, top, left, size, mean)
 
 
 def random_flip(example: dict, rng: np.random.Generator) -> dict:
@@ -112,21 +154,30 @@ def augment(
     scale: tuple[float, float],
     crop: tuple[int, int] | tuple[()],
     flip: bool,
-    mean_rgb: tuple[float, float, float],
+    mean: Sequence[float],
+    rotation: float = 0.0,
+    jitter: Sequence[float] = (),
+    transform: Callable[[dict, np.random.Generator], dict] | None = None,
 ) -> dict:
-    """Resize, scale, crop and flip, in this order, for training.
+    """Resize, rotate, scale, crop, flip and recolour, in this order, for training.
 
     Args:
         example: the example.
-        rng: generator that draws scale, crop and flip.
+        rng: generator that draws all that is random.
         size: (H, W) to resize to first; () keeps the size of the image.
         scale: (low, high), the factors of `random_scale`; (1, 1) for none.
         crop: (H, W) of `random_crop`; () for none.
         flip: whether to apply `random_flip`.
-        mean_rgb: colour of pixels outside the image, RGB in [0, 255].
+        mean: [N], the colour of pixels outside the image.
+        rotation: the degrees of `random_rotation`; 0 for none.
+        jitter: (brightness, contrast, saturation, hue) of
+            `fcn_jax.data.jitter.color_jitter`; () for none.
+        transform: a transform to apply last.
     """
     if size:
         example = resize(example, size)
+    if rotation:
+        example = random_rotation(example, rng, rotation, mean)
     scales = tuple(scale) != (1, 1)
     if crop:
         shape = example["label"].shape
@@ -135,11 +186,15 @@ def augment(
             rng,
             crop,
             scaled=_random_size(shape, rng, *scale) if scales else None,
-            mean_rgb=mean_rgb,
+            mean=mean,
         )
     elif scales:
         example = random_scale(example, rng, *scale)
-    return random_flip(example, rng) if flip else example
+    if flip:
+        example = random_flip(example, rng)
+    if jitter:
+        example = example | {"image": color_jitter(example["image"], rng, *jitter)}
+    return transform(example, rng) if transform else example
 
 
 def _window(
@@ -147,12 +202,14 @@ def _window(
     top: int,
     left: int,
     size: tuple[int, int],
-    mean_rgb: tuple[float, float, float],
+    mean: Sequence[float],
 ) -> dict:
     """Cut out a window whose corner may lie outside the example."""
     height, width = size
-    row = np.tile(np.rint(mean_rgb).astype(np.uint8), width)
-    image = np.tile(row, (height, 1)).reshape(height, width, 3)  # Faster than by pixel.
+    row = np.tile(_fill(mean, example["image"]), width)
+    image = np.tile(row, (height, 1)).reshape(
+        height, width, -1
+    )  # Faster than by pixel.
     label = np.full((height, width), VOID, np.int32)
     source = np.s_[max(top, 0) : top + height, max(left, 0) : left + width]
     seen = example["label"][source]
@@ -160,6 +217,40 @@ def _window(
     label[target][: seen.shape[0], : seen.shape[1]] = seen
     image[target][: seen.shape[0], : seen.shape[1]] = example["image"][source]
     return example | {"image": image, "label": label}
+
+
+def _rotate(
+    channel: np.ndarray, angle: float, resample: Image.Resampling, fill: float
+) -> np.ndarray:
+    """Rotate [H, W] counterclockwise by an angle in radians, about the centre."""
+    height, width = channel.shape
+    y, x = height / 2, width / 2
+    cosine, sine = np.cos(angle), np.sin(angle)
+    # The place that a pixel comes from: the rotation by -angle.
+    rows = (
+        *(cosine, -sine, x - cosine * x + sine * y),
+        *(sine, cosine, y - sine * x - cosine * y),
+    )
+    rotated = Image.fromarray(channel).transform(
+        (width, height), Image.Transform.AFFINE, rows, resample, fillcolor=fill
+    )
+    return np.asarray(rotated)
+
+
+def _channels(image: np.ndarray) -> list[np.ndarray]:
+    """Return the channels of an image, [H, W] each."""
+    return list(np.ascontiguousarray(np.moveaxis(image, -1, 0)))
+
+
+def _fill(mean: Sequence[float], image: np.ndarray) -> np.ndarray:
+    """Return a colour in the type of the image."""
+    if len(mean) != image.shape[2]:
+        raise ValueError(
+            f"mean has {len(mean)} numbers, the image {image.shape[2]} channels"
+        )
+    if image.dtype == np.uint8:
+        return np.clip(np.rint(mean), 0, 255).astype(np.uint8)
+    return np.asarray(mean, image.dtype)
 
 
 def _nearest(old: int, new: int) -> np.ndarray:

@@ -157,7 +157,7 @@ def _batches(
     # A partial, because worker processes cannot unpickle a lambda.
     prepare = functools.partial(
         augment,
-        mean_rgb=config.model.mean_rgb,
+        mean=config.model.mean_rgb,
         **fields(data, "size", "scale", "crop", "flip"),
     )
     return train_batches(

@@ -18,7 +18,9 @@ AUGMENT = functools.partial(
     scale=(0.5, 2),
     crop=(16, 18),
     flip=True,
-    mean_rgb=(120, 120, 120),
+    mean=(120, 120, 120),
+    rotation=20,
+    jitter=(0.3, 0.3, 0.3, 0.1),
 )
 
 
@@ -186,6 +188,17 @@ def test_train_batches_of_mixed_sizes_are_filled_up_to_a_bucket():
         assert (label[:h, :w] == number).all() and (image[:h, :w] == number).all()
         assert (label == 255).sum() == 8 * 16 - h * w
         assert image.sum() == 3 * number * h * w
+
+
+@pytest.mark.parametrize("bucket", [0, 8])
+def test_train_batches_of_many_channels_are_float_if_one_example_is(bucket):
+    images = [np.full((8, 8, 5), 7, np.uint8), np.full((8, 8, 5), 999.5, np.float32)]
+    label = np.zeros((8, 8), np.int32)
+    source = [{"image": i, "label": label, "name": "x"} for i in images]
+    batches = train_batches(source, unchanged, batch_size=2, seed=0, bucket=bucket)
+    image = next(batches)["image"]
+    assert image.shape == (2, 8, 8, 5) and image.dtype == np.float32
+    assert sorted(np.unique(image)) == [7, 999.5]
 
 
 def test_train_batches_of_mixed_sizes_go_one_by_one():

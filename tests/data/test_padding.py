@@ -22,3 +22,10 @@ def test_fill_up_puts_images_top_left_and_makes_up_what_lacks():
         h, w = image.shape[:2]
         np.testing.assert_array_equal(batch[i, :h, :w], image)
         assert batch[i].sum() == image.sum()
+
+
+def test_fill_up_keeps_channels_and_the_widest_type():
+    images = [np.full((2, 3, 5), 7, np.uint8), np.full((1, 1, 5), 999.5, np.float32)]
+    batch, _ = fill_up(images, (2, 3), 2)
+    assert batch.shape == (2, 2, 3, 5) and batch.dtype == np.float32
+    assert (batch[0] == 7).all() and (batch[1, 0, 0] == 999.5).all()

@@ -1,20 +1,24 @@
 import hypothesis.strategies as st
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
+from PIL import Image
+from scipy import ndimage
 
 from fcn_jax.data.transforms import (
     augment,
     random_crop,
     random_flip,
+    random_rotation,
     random_scale,
     resize,
+    resize_image,
 )
 
 MEAN_RGB = (103.6, 116.2, 10.5)
 MEAN_PIXEL = [104, 116, 10]  # Rounded, halves to even.
 VOID = 255
-FILL = {"mean_rgb": MEAN_RGB}
+FILL = {"mean": MEAN_RGB}
 
 sides = st.integers(1, 12)
 sizes = st.tuples(sides, sides)
@@ -210,3 +214,191 @@ def test_wrong_size_is_refused(size):
 def test_random_scale_wrong_bounds_are_refused(scale):
     with pytest.raises(ValueError, match=r"scale must be 0 < low <= high, got \("):
         random_scale(numbered(3, 3), rng(), *scale)
+
+
+def many_channels(height, width, dtype, channels=5):
+    """Random values of full range, with a channel of zeros."""
+    values = rng().integers(0, 256 if dtype == "uint8" else 60_000, (height, width, 5))
+    values[..., 3] = 0
+    label = rng(1).integers(0, 4, (height, width)).astype(np.int32)
+    return {"image": values.astype(dtype), "label": label, "name": "x"}
+
+
+MEANS = (10.4, 20.5, 30.6, 40.7, 5000.3)
+MEAN_CHANNELS = {"uint8": [10, 20, 31, 41, 255], "float32": np.float32(MEANS)}
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "float32"])
+@pytest.mark.parametrize("size", [(9, 14), (31, 44)])
+def test_resize_image_of_many_channels_treats_each_alone(dtype, size):
+    image = many_channels(17, 23, dtype)["image"]
+    found = resize_image(image, size)
+    assert found.shape == (*size, 5) and found.dtype == dtype
+    for i in range(5):
+        channel = Image.fromarray(image[..., i])
+        expected = channel.resize(size[::-1], Image.Resampling.BILINEAR)
+        np.testing.assert_array_equal(found[..., i], expected)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "float32"])
+@pytest.mark.parametrize("crop", [(), (30, 40)])
+def test_augment_keeps_many_channels_and_their_type(dtype, crop):
+    example = many_channels(20, 26, dtype)
+    if dtype == "float32":
+        example["image"][..., :3] /= 256
+    out = augment(
+        example,
+        rng(3),
+        size=(18, 22),
+        scale=(0.5, 1.5),
+        crop=crop,
+        flip=True,
+        mean=MEANS,
+        rotation=30,
+    )
+    assert out["image"].dtype == dtype and out["label"].dtype == np.int32
+    assert out["image"].shape == (*out["label"].shape, 5)
+    if crop:
+        assert out["label"][0, 0] == VOID
+        np.testing.assert_array_equal(out["image"][0, 0], MEAN_CHANNELS[dtype])
+
+
+def sources_of(size, angle):
+    """Rows and columns that the pixels of a rotated example come from."""
+    height, width = size
+    y = np.arange(height)[:, None] + 0.5 - height / 2
+    x = np.arange(width) + 0.5 - width / 2
+    # Counterclockwise in an image, whose rows go down.
+    columns = np.cos(angle) * x - np.sin(angle) * y + width / 2
+    rows = np.sin(angle) * x + np.cos(angle) * y + height / 2
+    return rows, columns
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "float32"])
+@pytest.mark.parametrize("seed", range(4))
+def test_random_rotation_takes_the_label_under_each_centre_and_bilinear_colors(
+    dtype, seed
+):
+    example = many_channels(21, 34, dtype)
+    found = random_rotation(example, rng(seed), 180, MEANS)
+    angle = np.deg2rad(rng(seed).uniform(-180, 180))
+    rows, columns = sources_of((21, 34), angle)
+    inside = (0 <= rows) & (rows < 21) & (0 <= columns) & (columns < 34)
+    at = np.floor(rows[inside]).astype(int), np.floor(columns[inside]).astype(int)
+    label = np.full((21, 34), VOID)
+    label[inside] = example["label"][at]
+    np.testing.assert_array_equal(found["label"], label)
+    assert found["image"].dtype == dtype and found["label"].dtype == np.int32
+    assert (found["image"][~inside] == MEAN_CHANNELS[dtype]).all()
+    for i in range(5):
+        channel = example["image"][..., i].astype(float)
+        places = rows[inside] - 0.5, columns[inside] - 0.5
+        expected = ndimage.map_coordinates(channel, places, order=1, mode="nearest")
+        apart = np.abs(found["image"][inside][:, i] - expected)
+        assert apart.max() <= (0.501 if dtype == "uint8" else 0.01)
+
+
+def test_random_rotation_turns_counterclockwise_and_within_bounds():
+    image = np.zeros((41, 41, 3), np.uint8)
+    label = np.zeros((41, 41), np.int32)
+    label[19:22, 30:] = 1  # A hand that points right.
+    angles = []
+    for seed in range(200):
+        turned = random_rotation(
+            {"image": image, "label": label}, rng(seed), 30, MEAN_RGB
+        )
+        rows, columns = (turned["label"] == 1).nonzero()
+        angles.append(np.degrees(np.arctan2(20 - rows.mean(), columns.mean() - 20)))
+        assert angles[-1] == pytest.approx(rng(seed).uniform(-30, 30), abs=1.5)
+    assert -31 < min(angles) < -27 and 27 < max(angles) < 31
+
+
+def test_random_rotation_of_zero_degrees_changes_nothing():
+    example = numbered(7, 9)
+    turned = random_rotation(example, rng(), 0, MEAN_RGB)
+    np.testing.assert_array_equal(turned["image"], example["image"])
+    np.testing.assert_array_equal(turned["label"], example["label"])
+    assert turned["name"] == "x"
+
+
+@pytest.mark.parametrize("degrees", [-1, 181, float("nan")])
+def test_random_rotation_of_degrees_out_of_range_is_refused(degrees):
+    with pytest.raises(ValueError, match="degrees = .* must be from 0 to 180"):
+        random_rotation(numbered(3, 3), rng(), degrees, MEAN_RGB)
+
+
+@settings(max_examples=50)
+@given(seeds, st.floats(0.5, 2), st.floats(0, 180), st.booleans())
+def test_rotated_and_scaled_blocks_keep_the_class_of_their_grey(
+    seed, factor, degrees, cropped
+):
+    classes = rng(seed).integers(0, 6, (4, 5)).repeat(16, 0).repeat(16, 1)
+    grey = (40 * classes).astype(np.uint8)
+    example = {"image": np.dstack([grey] * 3), "label": classes.astype(np.int32)}
+    out = augment(
+        example,
+        rng(seed),
+        size=(),
+        scale=(factor, factor),
+        crop=(50, 70) if cropped else (),
+        flip=True,
+        mean=(250, 250, 250),
+        rotation=degrees,
+    )
+    label, image = out["label"], out["image"][..., 0]
+    # Rotation and scale mix pixels that are up to a pixel of the image away.
+    far = int(np.ceil(2 * max(factor, 1)))
+    low = ndimage.minimum_filter(label, 2 * far + 1, mode="constant", cval=-1)
+    high = ndimage.maximum_filter(label, 2 * far + 1)
+    same = low == high
+    assert same.any()
+    expected = np.where(label == VOID, 250, 40 * label)
+    np.testing.assert_array_equal(image[same], expected[same])
+
+
+@settings(max_examples=50)
+@given(seeds, st.integers(1, 31), st.floats(0, 180), st.floats(1, 3), st.booleans())
+def test_edge_of_the_label_lies_where_the_image_is_half(
+    seed, place, degrees, factor, rotated
+):
+    label = np.zeros((24, 32), np.int32)
+    label[:, place:] = 1
+    image = np.dstack([255 * label] * 4).astype(np.float32)
+    example = {"image": image, "label": label}
+    if rotated:
+        out = random_rotation(example, rng(seed), degrees, (0, 0, 0, 0))
+    else:
+        out = random_scale(example, rng(seed), factor, factor)
+    image, label = out["image"][..., 0], out["label"]
+    clear = (abs(image - 127.5) > 0.01) & (label != VOID)
+    np.testing.assert_array_equal(label[clear], image[clear] > 127.5)
+    assert clear.sum() >= (label != VOID).sum() - 64
+
+
+def test_augment_applies_the_transform_last():
+    seen = []
+
+    def note(example, generator):
+        seen.append((example["label"].shape, generator.random()))
+        return example | {"label": example["label"] + 1}
+
+    options = {"size": (), "scale": (1, 1), "crop": (5, 6), "flip": False}
+    found = augment(numbered(5, 6), rng(7), **options, **FILL, transform=note)
+    assert seen[0][0] == (5, 6)
+    np.testing.assert_array_equal(found["label"], numbered(5, 6)["label"] + 1)
+
+
+def test_augment_of_jitter_changes_colors_alone():
+    example = numbered(8, 9)
+    options = {"size": (), "scale": (1, 1), "crop": (), "flip": False}
+    found = augment(example, rng(), **options, **FILL, jitter=(0.5, 0, 0, 0))
+    assert not np.array_equal(found["image"], example["image"])
+    np.testing.assert_array_equal(found["label"], example["label"])
+
+
+def test_mean_of_other_channels_is_refused():
+    wrong = "mean has 5 numbers, the image 3 channels"
+    with pytest.raises(ValueError, match=wrong):
+        random_rotation(numbered(4, 4), rng(), 9, MEANS)
+    with pytest.raises(ValueError, match=wrong):
+        random_crop(numbered(4, 4), rng(), (3, 3), mean=MEANS)

@@ -91,6 +91,7 @@ def _add_data_commands(add_command: Callable) -> None:
     add = add_command("check-data", _check_data, "list the faults of a data set")
     add("--config", required=True, help=_CONFIG)
     add("--out", type=Path, required=True, help="folder for the results")
+    add("--augmented", action="store_true", help="also draw augmented examples")
 
 
 def _add_network_commands(add_command: Callable) -> None:
@@ -233,7 +234,7 @@ def _numbers(text: str) -> tuple[float, ...]:
 
 
 def _check_data(args: argparse.Namespace) -> int:
-    return check_data(_config(args), args.out)
+    return check_data(_config(args), args.out, augmented=args.augmented)
 
 
 def _export(args: argparse.Namespace) -> int:

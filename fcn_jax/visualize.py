@@ -14,6 +14,7 @@ from fcn_jax.files import replacing
 Palette = Sequence[tuple[int, int, int]]
 
 _CELL = 2.8  # Width of a picture in results_figure, inches.
+_PAIR_CELL, _PAIRS = 2.1, 3  # Width of a picture in augmented_rows; pairs in a row.
 _TITLES = ("image", "ground truth", "prediction")
 _LETTERS = 14  # Of font size 8, about so many to the inch.
 _DPI = 100
@@ -177,6 +178,43 @@ def results_figure(
     dpi = min(_DPI, _MAX_PIXELS / figure.get_figheight())
     with replacing(path) as unfinished:
         figure.savefig(unfinished, format="png", dpi=dpi, bbox_inches="tight")
+
+
+def augmented_rows(
+    path: str | Path,
+    pairs: Sequence[tuple[str, np.ndarray, np.ndarray]],
+    class_names: Sequence[str],
+    *,
+    palette: Palette = (),
+) -> None:
+    """Draw training examples, each image beside its label, above a legend, as PNG.
+
+    Args:
+        path: of the file, replaced as a whole.
+        pairs: one or more of (name, image [H, W, N], label [H, W]); the first three
+            channels are RGB in [0, 255], labels as `colorize` takes them.
+        class_names: of classes 0, 1, ...; the legend shows the number of any other.
+        palette: as for `colorize`.
+    """
+    from matplotlib.figure import Figure
+
+    ratios = [np.clip(np.divide(*label.shape), 0.3, 1.5) for _, _, label in pairs]
+    starts = range(0, len(pairs), _PAIRS)
+    heights = [_PAIR_CELL * max(ratios[i : i + _PAIRS]) + 0.2 for i in starts]
+    columns = 2 * min(_PAIRS, len(pairs))
+    figure = Figure((columns * _PAIR_CELL, sum(heights) + 1), layout="compressed")
+    grid = figure.subplots(len(heights), columns, squeeze=False, height_ratios=heights)
+    for cell in grid.flat:
+        cell.set_axis_off()
+    cells = grid.reshape(-1, 2)[: len(pairs)]
+    for (left, right), (name, image, label) in zip(cells, pairs, strict=True):
+        left.imshow(np.clip(image[..., :3], 0, 255).astype(np.uint8))
+        right.imshow(colorize(label, palette), interpolation="nearest")
+        name = _tail(name, int(_LETTERS * 2 * _PAIR_CELL))
+        left.set_title(name, fontsize=8, loc="left", parse_math=False)
+    _add_legend(figure, _legend_entries(pairs, class_names, palette))
+    with replacing(path) as unfinished:
+        figure.savefig(unfinished, format="png", dpi=_DPI, bbox_inches="tight")
 
 
 def learning_curves(path: str | Path, records: Sequence[dict[str, Any]]) -> None:

@@ -4,6 +4,7 @@ from PIL import Image
 
 from fcn_jax.data.images import read_label
 from fcn_jax.visualize import (
+    augmented_rows,
     class_chart,
     colorize,
     colormap,
@@ -127,6 +128,17 @@ def test_results_figure_takes_void_and_classes_without_names(tmp_path):
     results_figure(path, [row("a", 8, 8, 255, 3)], [])
     colors = colors_in(path)
     assert colors >= {VOID, tuple(map(int, colormap()[3]))}
+
+
+def test_augmented_rows_show_images_and_labels_of_any_channels(tmp_path):
+    many = np.full((30, 20, 5), (200, 10, 20, 999, 999), np.float32)
+    pairs = [("a", many, np.full((30, 20), 1)), row("$x^$" * 40, 20, 90, 255)]
+    augmented_rows(tmp_path / "augmented.png", pairs, ["_a_", "b"])
+    colors = colors_in(tmp_path / "augmented.png")
+    assert colors >= {(200, 10, 20), (0, 0, 0), (128, 0, 0), VOID}
+    augmented_rows(tmp_path / "augmented.png", 4 * pairs, [], palette=PALETTE)
+    assert PALETTE[1] in colors_in(tmp_path / "augmented.png")
+    assert [path.name for path in tmp_path.iterdir()] == ["augmented.png"]
 
 
 @pytest.mark.parametrize(

@@ -171,7 +171,8 @@ def augment(
         mean: [N], the colour of pixels outside the image.
         rotation: the degrees of `random_rotation`; 0 for none.
         jitter: (brightness, contrast, saturation, hue) of
-            `fcn_jax.data.jitter.color_jitter`; () for none.
+            `fcn_jax.data.jitter.color_jitter`; () for none. It also changes the colour
+            of the pixels outside the image.
         transform: a transform to apply last.
     """
     if size:

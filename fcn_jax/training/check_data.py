@@ -5,6 +5,9 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from fcn_jax.data.loader import train_batches
 from fcn_jax.data.shorten import shorten
 from fcn_jax.data.survey import (
     BALANCES,
@@ -15,15 +18,19 @@ from fcn_jax.data.survey import (
     survey_table,
 )
 from fcn_jax.files import write_json
-from fcn_jax.training.config import Config, check, make_source
-from fcn_jax.visualize import class_chart
+from fcn_jax.training.augmentation import training_augment
+from fcn_jax.training.config import Config, check, fields, make_source
+from fcn_jax.visualize import augmented_rows, class_chart
 
 _MAX_LINES = 20  # Printed lines of problems or warnings; data.json has all of them.
 _MAX_OVERLAPS = 10
 _MIN_THREADS = 4
+_AUGMENTED = 12  # Training examples in augmented.png.
 
 
-def check_data(config: Config, out: Path, *, progress: bool = True) -> int:
+def check_data(
+    config: Config, out: Path, *, augmented: bool = False, progress: bool = True
+) -> int:
     """Read the training and the evaluation split whole and report what they hold.
 
     It prints tables, problems and warnings. It writes ``out/data.json``, which has all
@@ -32,6 +39,8 @@ def check_data(config: Config, out: Path, *, progress: bool = True) -> int:
     Args:
         config: the config of the run; its weights may be missing.
         out: folder for the results, created if it is missing.
+        augmented: whether to draw the first training examples of the run, augmented, as
+            ``out/augmented.png``.
         progress: whether to show progress bars.
 
     Returns:
@@ -48,6 +57,8 @@ def check_data(config: Config, out: Path, *, progress: bool = True) -> int:
         )
         for split, source in sources.items()
     }
+    if augmented and config.data.train_split in sources:
+        problems += _draw_augmented(config, sources[config.data.train_split], out)
     names, shared = config.class_names(), shorten(overlaps(surveys), _MAX_OVERLAPS)
     report = {"Problems": problems.copy(), "Overlaps": shared, "Warnings": []}
     for split, survey in surveys.items():
@@ -86,6 +97,30 @@ def _open_sources(config: Config) -> tuple[dict[str, Any], list[str]]:
             "score on the training images says nothing about other images"
         )
     return sources, list(dict.fromkeys(problems))  # Both splits may fail alike.
+
+
+def _draw_augmented(config: Config, source: Any, out: Path) -> list[str]:
+    """Draw the first training examples of the run; return what prevents it."""
+    pairs = []
+    try:
+        augment = training_augment(config)
+
+        def note(example: dict, rng: np.random.Generator) -> dict:
+            example = augment(example, rng)
+            pairs.append((example["name"], example["image"], example["label"]))
+            return example
+
+        # Examples of a run do not depend on its batch size.
+        options = fields(config, "seed") | fields(config.data, "replacement")
+        batches = train_batches(source, note, batch_size=1, threads=0, **options)
+        while len(pairs) < _AUGMENTED:
+            next(batches)
+    except ValueError as error:
+        return [f"augmented.png: {error}"]
+    names, palette = config.class_names(), config.data.palette
+    augmented_rows(out / "augmented.png", pairs, names, palette=palette)
+    print(f"Written: {out}/augmented.png")
+    return []
 
 
 def _record(survey: Survey) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import re
 import typing
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -87,7 +88,13 @@ class Data:
         scale: (low, high) of the random factor of training images.
         crop: (height, width) of random training crops; () for none.
         bucket: images of several sizes are padded to multiples of this.
+        rotation: largest angle in degrees by which training images are rotated at
+            random, from 0 to 180.
         flip: whether to mirror training images at random.
+        jitter: (brightness, contrast, saturation, hue), the strengths of random changes
+            of colour, such as (0.3, 0.3, 0.3, 0.05); () for none.
+        transform: own transform of training examples, applied last, as
+            "package.module:function"; "" for none.
         replacement: whether each training image is drawn from all, instead of once in
             each epoch.
         threads: reading threads, in this process or in each worker.
@@ -115,7 +122,10 @@ class Data:
     scale: tuple = (1.0, 1.0)
     crop: tuple = ()
     bucket: int = 64
+    rotation: float = 0.0
     flip: bool = True
+    jitter: tuple = ()
+    transform: str = ""
     replacement: bool = False
     threads: int = 2
     workers: int = 0
@@ -253,6 +263,16 @@ def _data_problems(data: Data) -> Iterator[str]:
         yield f"data.crop = {data.crop} must be (height, width) or ()"
     if len(data.scale) != 2 or not 0 < data.scale[0] <= data.scale[1]:
         yield f"data.scale = {data.scale} must be (low, high) with 0 < low <= high"
+    if not 0 <= data.rotation <= 180:
+        yield f"data.rotation = {data.rotation} must be from 0 to 180 degrees"
+    jitter = tuple(data.jitter)
+    if jitter and not (len(jitter) == 4 and min(jitter) >= 0 and jitter[3] <= 0.5):
+        yield (
+            f"data.jitter = {data.jitter} must be () or (brightness, contrast, "
+            "saturation, hue), each at least 0 and hue at most 0.5"
+        )
+    if data.transform and not re.fullmatch(r"\w+(\.\w+)*:\w+", data.transform):
+        yield f"data.transform = {data.transform!r} must be package.module:function"
     if data.bucket < 1:
         yield f"data.bucket = {data.bucket} must be >= 1"
 

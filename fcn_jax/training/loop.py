@@ -17,9 +17,9 @@ from tqdm import tqdm
 
 from fcn_jax.data.loader import prefetch_to_device, train_batches
 from fcn_jax.data.sources import CheckedSource
-from fcn_jax.data.transforms import augment
 from fcn_jax.parallel import Parallel, make_parallel
 from fcn_jax.processes import is_main, main_first, preempted, wait_for_all
+from fcn_jax.training.augmentation import Transform, own_transform, training_augment
 from fcn_jax.training.checkpoint import Checkpoints
 from fcn_jax.training.config import (
     Config,
@@ -44,6 +44,8 @@ def train(
     workdir: str | Path,
     train_source: Any = None,
     eval_source: Any = None,
+    *,
+    transform: Transform | None = None,
 ) -> dict[str, Any]:
     """Train a network, or resume an earlier run in the same directory.
 
@@ -58,6 +60,11 @@ def train(
             with "image", "label" and perhaps "name". An image is [H, W, 3] uint8 RGB, a
             label [H, W] integers in [0, ``config.data.num_classes``), or 255 for void.
         eval_source: validation images to use instead, likewise.
+        transform: own transform of training examples to use instead of that of
+            ``config.data.transform``. It is called with an example, {"image": [H, W, N]
+            uint8 or float32, "label": [H, W] int32, "name": str}, after all other
+            augmentation, and a generator, from which it draws all that is random. It
+            returns an example of the same types, of any one size.
 
     Returns:
         The figures of the best network, as ``metrics.json`` holds them.
@@ -68,6 +75,7 @@ def train(
         KeyboardInterrupt: on SIGINT or SIGTERM, after the current step is saved.
     """
     check(config)
+    transform = own_transform(config, transform)
     workdir = Path(workdir)
     train_source, eval_source = _sources(config, train_source, eval_source)
     epoch = math.ceil(len(train_source) / config.batch_size)
@@ -99,7 +107,8 @@ def train(
         state = parallel.put_state(state)
         if trained:  # Log the scores that the training is to improve.
             validate(state)
-        batches = _batches(config, train_source, start, parallel.shard)
+        augment = training_augment(config, transform)
+        batches = _batches(config, train_source, augment, start, parallel.shard)
         stack.callback(batches.close)
         stop = stack.enter_context(_stop_signal())
         meter = stack.enter_context(_meter(config, log, schedule, start, steps))
@@ -149,20 +158,18 @@ def _sources(config: Config, train_source: Any, eval_source: Any) -> list[Any]:
 
 
 def _batches(
-    config: Config, source: Any, start: int, shard: tuple[int, int]
+    config: Config,
+    source: Any,
+    augment: Transform,
+    start: int,
+    shard: tuple[int, int],
 ) -> Iterator[dict[str, Any]]:
     data = config.data
     # Images are padded unless all are cropped or resized to one size.
     same = data.crop or (data.size and tuple(data.scale) == (1.0, 1.0))
-    # A partial, because worker processes cannot unpickle a lambda.
-    prepare = functools.partial(
-        augment,
-        mean=config.model.mean_rgb,
-        **fields(data, "size", "scale", "crop", "flip"),
-    )
     return train_batches(
         source,
-        prepare,
+        augment,
         start_step=start,
         shard=shard,
         bucket=0 if same else data.bucket,

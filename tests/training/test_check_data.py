@@ -4,8 +4,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fcn_jax.data.loader import train_batches
+from fcn_jax.training.augmentation import training_augment
 from fcn_jax.training.check_data import check_data
-from fcn_jax.training.config import Config, Data
+from fcn_jax.training.config import Config, Data, make_source
+from fcn_jax.visualize import augmented_rows
 
 SIZE = (4, 5)
 
@@ -61,6 +64,37 @@ def test_good_data_gives_zero_tables_and_files(check, config, tmp_path):
     assert train["sizes"] == {"4x5": 3} and train["images"] == train["read"] == 3
     assert record["class_names"] == ["sky", "road", "car"]
     assert config.init_from == "weights/none.npy"
+
+
+def test_augmented_examples_of_the_run_are_drawn(config, tmp_path, monkeypatch, capsys):
+    drawn, data = [], config.data
+    data.rotation, data.jitter, data.crop = 20.0, (0.3, 0.3, 0.3, 0.1), (4, 4)
+    config.seed = 3
+
+    def note(path, pairs, *args, **options):
+        drawn.extend(pairs)
+        augmented_rows(path, pairs, *args, **options)
+
+    monkeypatch.setattr("fcn_jax.training.check_data.augmented_rows", note)
+    out = tmp_path / "out"
+    assert check_data(config, out, augmented=True, progress=False) == 0
+    assert "augmented.png" in capsys.readouterr().out
+    assert (out / "augmented.png").stat().st_size > 10_000
+    assert [name for name, _, _ in drawn[:3]] != ["train0"] * 3 and len(drawn) == 12
+    # The batches of the loop, of another size and in threads.
+    source, augment = make_source(config, "train"), training_augment(config)
+    batches = train_batches(source, augment, batch_size=4, seed=3)
+    for i in range(3):
+        batch = next(batches)
+        for j, (_, image, label) in enumerate(drawn[4 * i : 4 * i + 4]):
+            np.testing.assert_array_equal(batch["image"][j], image)
+            np.testing.assert_array_equal(batch["label"][j], label)
+
+
+def test_transform_that_is_missing_is_a_problem(config, tmp_path, capsys):
+    config.data.transform = "no_such_module:f"
+    assert check_data(config, tmp_path / "out", augmented=True, progress=False) == 1
+    assert "augmented.png: config.data.transform = 'no_such" in capsys.readouterr().out
 
 
 def test_bad_examples_are_printed_and_give_one(check, config, tmp_path):

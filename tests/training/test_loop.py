@@ -203,6 +203,26 @@ def test_bad_own_example_is_named(thin_config, tmp_path):
         loop.train(config, tmp_path, own_pairs(0, 3), iter(bad))
 
 
+def test_own_transform_sees_augmented_examples(thin_config, tmp_path):
+    def stop(example, generator):
+        raise ValueError(f"seen: {example['image'].shape} {example['label'].max()}")
+
+    config = thin_config(steps=2)
+    config.data.size, config.data.crop = (8, 8), (24, 24)
+    with pytest.raises(ValueError, match=r"seen: \(24, 24, 3\) 255"):
+        loop.train(config, tmp_path, transform=stop)
+
+
+def test_own_transform_that_is_missing_is_refused_before_any_work(
+    thin_config, tmp_path
+):
+    config = thin_config()
+    config.data.transform = "no_such_module:f"
+    with pytest.raises(ValueError, match="config.data.transform = 'no_such_module:f'"):
+        loop.train(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_fcn8s_overfits_a_few_pictures(tmp_path):
     config = Config(
         model=Model(width=1 / 16, dropout=0.0, score_init="xavier"),

@@ -402,10 +402,13 @@ def _build(kind: type, values: dict) -> Any:
         if isinstance(value, dict):
             values[name] = _build(types[name], value)
         else:
-            values[name] = _as_tuple(value)
+            values[name] = as_tuple(value)
     return kind(**values)
 
 
-def _as_tuple(value: Any) -> Any:
-    """Return a list as a tuple, for JSON has no tuples; other values unchanged."""
-    return tuple(map(_as_tuple, value)) if isinstance(value, list) else value
+def as_tuple(value: Any) -> Any:
+    """Return a list, also within others, as a tuple; other values unchanged.
+
+    JSON has no tuples, and a config no lists.
+    """
+    return tuple(map(as_tuple, value)) if isinstance(value, list | tuple) else value

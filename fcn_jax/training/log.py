@@ -4,6 +4,7 @@ import collections
 import json
 import math
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from fcn_jax.files import replacing
 # Steps between taking metrics and reading them. Reading at once would make the host
 # wait for the device, and then the device for the host.
 LAG = 2
+LOG_FILE = "log.jsonl"  # In a run directory.
 
 
 class Log:
@@ -31,13 +33,12 @@ class Log:
     """
 
     def __init__(self, workdir: Path, *, start_step: int, silent: bool = False):
-        self.path = workdir / "log.jsonl"
+        self.path = workdir / LOG_FILE
         self._silent = silent
         if silent:
             return
         records = [r for r in read_log(self.path) if r["step"] <= start_step]
-        with replacing(self.path) as unfinished:
-            unfinished.write_text("".join(json.dumps(r) + "\n" for r in records))
+        write_records(self.path, records)
         self._file = self.path.open("a")
         self._board = SummaryWriter(
             str(workdir / "tensorboard"), purge_step=start_step + 1
@@ -175,3 +176,9 @@ def read_log(path: Path) -> list[dict[str, Any]]:
         return []
     lines = path.read_text().split("\n")[:-1]
     return [json.loads(line) for line in lines]
+
+
+def write_records(path: Path, records: Sequence[dict[str, Any]]) -> None:
+    """Write a ``log.jsonl``, whole or not at all."""
+    with replacing(path) as unfinished:
+        unfinished.write_text("".join(json.dumps(r) + "\n" for r in records))

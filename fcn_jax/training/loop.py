@@ -1,7 +1,9 @@
 """The loop of a run: data, network, steps, evaluation, checkpoints, log."""
 
 import contextlib
+import dataclasses
 import functools
+import logging
 import math
 import signal
 import threading
@@ -32,11 +34,14 @@ from fcn_jax.training.config import (
 )
 from fcn_jax.training.log import Log, Meter, read_log
 from fcn_jax.training.optim import make_optimizer, make_schedule
+from fcn_jax.training.resume import resume
 from fcn_jax.training.start import random_key, start_or_resume
 from fcn_jax.training.steps import TrainState, make_train_step
 from fcn_jax.training.validation import Validation, read_best
 from fcn_jax.visualize import learning_curves
 from fcn_jax.weights.download import fetch
+
+_log = logging.getLogger("fcn_jax")
 
 
 def train(
@@ -46,6 +51,7 @@ def train(
     eval_source: Any = None,
     *,
     transform: Transform | None = None,
+    allow_changes: bool = False,
 ) -> dict[str, Any]:
     """Train a network, or resume an earlier run in the same directory.
 
@@ -65,12 +71,15 @@ def train(
             uint8 or float32, "label": [H, W] int32, "name": str}, after all other
             augmentation, and a generator, from which it draws all that is random. It
             returns an example of the same types, of any one size.
+        allow_changes: whether an earlier run may be resumed with other values of fields
+            that alter it. They are logged with the step from which they hold.
 
     Returns:
         The figures of the best network, as ``metrics.json`` holds them.
 
     Raises:
-        ValueError: if the config, the data or the weights cannot be used.
+        ValueError: if the config, the data or the weights cannot be used, or the
+            directory holds a run with other settings.
         FloatingPointError: if the loss or the gradient is no longer finite.
         KeyboardInterrupt: on SIGINT or SIGTERM, after the current step is saved.
     """
@@ -78,10 +87,8 @@ def train(
     transform = own_transform(config, transform)
     workdir = Path(workdir)
     train_source, eval_source = _sources(config, train_source, eval_source)
-    epoch = math.ceil(len(train_source) / config.batch_size)
-    steps = config.steps or max(1, round(config.epochs * epoch))
-    eval_every = config.eval_every or epoch
-    schedule, tx = optimizer_of(config, steps)
+    config = _with_steps(config, len(train_source))
+    schedule, tx = optimizer_of(config)
     with prefixed(f"config.parallel = {config.parallel!r}: "):
         parallel = make_parallel(
             config.parallel, **fields(config, "batch_size", "accumulate")
@@ -91,12 +98,21 @@ def train(
         folder, keep = workdir / "checkpoints", config.keep_checkpoints
         checkpoints = Checkpoints(folder, keep=keep, best_step=best["step"])
         stack.callback(checkpoints.close)
-        resumed = checkpoints.latest_step() is not None
+        taken = checkpoints.latest_step()
+        if taken is None:
+            with main_first():  # It may download the weights.
+                fetch(config.init_from)
+        else:
+            config = resume(config, workdir, step=taken, allow_changes=allow_changes)
+            if taken == config.steps and best["step"] is not None:
+                _log.info("finished at step %d: nothing to train", taken)
+                return best
         config, state, trained = start_or_resume(
             config, workdir, checkpoints, tx, train_source
         )
         start = int(state.step)
-        log = Log(workdir, start_step=start if resumed else -1, silent=not is_main())
+        log_start = -1 if taken is None else start
+        log = Log(workdir, start_step=log_start, silent=not is_main())
         stack.callback(log.close)
         validation = Validation(workdir, eval_source, log, best["mean_iu"])
 
@@ -105,16 +121,17 @@ def train(
             return validation(make_network(config, params), int(state.step))
 
         state = parallel.put_state(state)
-        if trained:  # Log the scores that the training is to improve.
+        # Log the scores that the training is to improve, or that are missing.
+        if trained or start == config.steps:
             validate(state)
         augment = training_augment(config, transform)
         batches = _batches(config, train_source, augment, start, parallel.shard)
         stack.callback(batches.close)
         stop = stack.enter_context(_stop_signal())
-        meter = stack.enter_context(_meter(config, log, schedule, start, steps))
-        run = _run_steps(config, tx, parallel, state, batches, steps, meter)
+        meter = stack.enter_context(_meter(config, log, schedule, start))
+        run = _run_steps(config, tx, parallel, state, batches, meter)
         for step, state in enumerate(run, start=start + 1):
-            due = step % eval_every == 0 or step == steps
+            due = step % config.eval_every == 0 or step == config.steps
             if preempted(step) or due or stop:
                 meter.drain()
                 _check_finite(parallel.one_copy(state), step)
@@ -130,14 +147,12 @@ def train(
     return read_best(workdir)
 
 
-def optimizer_of(
-    config: Config, steps: int
-) -> tuple[optax.Schedule, optax.GradientTransformation]:
-    """Return the learning-rate schedule and the optimiser of a run of ``steps``."""
+def optimizer_of(config: Config) -> tuple[optax.Schedule, optax.GradientTransformation]:
+    """Return the learning-rate schedule and the optimiser of a run of config.steps."""
     optim = config.optim
     with prefixed("config.optim."):
         shape = fields(optim, "learning_rate", "warmup_steps")
-        schedule = make_schedule(optim.schedule, steps=steps, **shape)
+        schedule = make_schedule(optim.schedule, steps=config.steps, **shape)
     rest = fields(optim, "momentum", "weight_decay", "bias_rate")
     return schedule, make_optimizer(optim.name, schedule, **rest)
 
@@ -146,15 +161,28 @@ def _sources(config: Config, train_source: Any, eval_source: Any) -> list[Any]:
     """Return the given sources, checked, or those of the config in place of None."""
     data = config.data
     given = (train_source, data.train_split), (eval_source, data.eval_split)
-    with main_first():  # It may download the weights and prepare the data set.
-        if config.init_from:
-            fetch(config.init_from)
+    with main_first():  # It may prepare the data set.
         return [
             make_source(config, split)
             if source is None
             else CheckedSource(source, num_classes=data.num_classes)
             for source, split in given
         ]
+
+
+def _with_steps(config: Config, examples: int) -> Config:
+    """Return the config with the steps that its epochs take, where they are 0."""
+    if config.batch_size > examples:
+        raise ValueError(
+            f"config.batch_size = {config.batch_size} is larger than the training "
+            f"split, which has {examples} images: set it to {examples} or less"
+        )
+    epoch = math.ceil(examples / config.batch_size)
+    return dataclasses.replace(
+        config,
+        steps=config.steps or max(1, round(config.epochs * epoch)),
+        eval_every=config.eval_every or epoch,
+    )
 
 
 def _batches(
@@ -184,7 +212,6 @@ def _run_steps(
     parallel: Parallel,
     state: TrainState,
     batches: Iterator[dict[str, Any]],
-    steps: int,
     meter: Meter,
 ) -> Iterator[TrainState]:
     """Take the remaining steps of a run and yield the state after each."""
@@ -192,7 +219,7 @@ def _run_steps(
     make_step = functools.partial(make_train_step, make_model(config), tx, **options)
     train_step, key = parallel.step(make_step), random_key(config, "steps")
     ahead, shapes = prefetch_to_device(batches, put=parallel.put_batch), set()
-    for step in range(int(state.step) + 1, steps + 1):
+    for step in range(int(state.step) + 1, config.steps + 1):
         clock = time.perf_counter()
         batch = next(ahead)
         waited = time.perf_counter() - clock
@@ -204,11 +231,11 @@ def _run_steps(
 
 @contextlib.contextmanager
 def _meter(
-    config: Config, log: Log, schedule: optax.Schedule, start: int, steps: int
+    config: Config, log: Log, schedule: optax.Schedule, start: int
 ) -> Iterator[Meter]:
     with tqdm(
         initial=start,
-        total=steps,
+        total=config.steps,
         unit="step",
         dynamic_ncols=True,
         disable=not is_main(),

@@ -17,7 +17,6 @@ from fcn_jax.training.config import (
     CONFIG_FILE,
     Config,
     check_trainable,
-    load_config,
     make_model,
     prefixed,
     save_config,
@@ -51,11 +50,10 @@ def start_or_resume(
         trained: whether a new run begins with a trained network.
 
     Raises:
-        ValueError: if the weights do not suit the network, or the directory holds
-            another run.
+        ValueError: if the weights do not suit the network.
     """
     if checkpoints.latest_step() is not None:
-        config = _config_to_resume(config, workdir / CONFIG_FILE)
+        config = _balanced(config, source)
         fresh = functools.partial(init_params, make_model(config), given={})
         params = jax.eval_shape(fresh, random_key(config, "params"))
         state = checkpoints.restore(
@@ -108,26 +106,3 @@ def _read_weights(config: Config) -> tuple[Config, dict[str, Any]]:
 def _with_mean(config: Config, mean_rgb: tuple[float, ...]) -> Config:
     model = dataclasses.replace(config.model, mean_rgb=tuple(mean_rgb))
     return dataclasses.replace(config, model=model)
-
-
-def _config_to_resume(config: Config, path: Path) -> Config:
-    """Return the config to resume with; raise if the saved run does not match it."""
-    before = load_config(path)
-    config = _with_mean(config, before.model.mean_rgb)
-    if not config.class_weights:
-        config = dataclasses.replace(config, class_weights=before.class_weights)
-    for name in ("model", "data", "optim"):
-        old, new = getattr(before, name), getattr(config, name)
-        for field in dataclasses.fields(old):
-            was, now = getattr(old, field.name), getattr(new, field.name)
-            if was == now:
-                continue
-            change = f"config.{name}.{field.name} was {was!r} and is {now!r}"
-            # The saved state depends on these.
-            if name == "model" or field.name in ("num_classes", "ignore_label", "name"):
-                raise ValueError(
-                    f"{path.parent} holds another run: {change}. Choose another "
-                    "directory for the new run"
-                )
-            _log.warning("resuming with another setting: %s", change)
-    return config

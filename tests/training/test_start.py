@@ -1,5 +1,3 @@
-import logging
-
 import jax
 import numpy as np
 import optax
@@ -30,35 +28,6 @@ def start(tmp_path):
     return run
 
 
-@pytest.mark.parametrize(
-    ("part", "field", "value"),
-    [
-        ("model", "crop", "corner"),
-        ("data", "num_classes", 6),
-        ("optim", "name", "sgd"),
-        ("data", "ignore_label", 254),
-    ],
-)
-def test_run_of_another_kind_is_refused(start, thin_config, part, field, value):
-    start(thin_config())
-    config = thin_config()
-    setattr(getattr(config, part), field, value)
-    with pytest.raises(ValueError, match=f"{part}.{field} was .* and is {value!r}"):
-        start(config)
-
-
-def test_other_setting_of_a_resumed_run_is_logged(start, thin_config, caplog):
-    _, first, _ = start(thin_config())
-    config = thin_config()
-    config.data.flip = False
-    with caplog.at_level(logging.INFO, "fcn_jax"):
-        _, state, trained = start(config)
-    assert "config.data.flip was True and is False" in caplog.text
-    assert not trained
-    for a, b in zip(*map(jax.tree.leaves, (first, state)), strict=True):
-        np.testing.assert_array_equal(a, b)
-
-
 def save_network(tmp_path, width, **fields):
     net = fcn_jax.init(jax.random.key(5), "fcn32s", width=width, **fields)
     fcn_jax.save(tmp_path / "net.safetensors", net)
@@ -73,9 +42,6 @@ def test_weight_file_brings_its_body_and_its_mean(start, thin_config, tmp_path):
     for name, layer in net.params["body"].items():
         kernel = state.params["body"][name]["kernel"]
         np.testing.assert_array_equal(kernel, layer["kernel"])
-    # The mean stays with the run when it is resumed.
-    config, _, _ = start(thin_config())
-    assert config.model.mean_rgb == mean
 
 
 def test_network_of_as_many_classes_is_a_trained_one(start, thin_config, tmp_path):
@@ -112,8 +78,6 @@ def test_class_balance_is_that_of_the_training_labels(
     found, _, _ = start(config, source)
     assert found.class_weights == pytest.approx(tuple(expected))
     assert load_config(tmp_path / "run" / "config.json") == found
-    # A resumed run does not read the labels again.
-    assert start(config)[0].class_weights == found.class_weights
 
 
 def test_class_balance_of_a_broken_source_is_refused(start, thin_config):

@@ -1,0 +1,161 @@
+"""Resuming a run: which settings may differ from those it began with."""
+
+import dataclasses
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from fcn_jax.processes import is_main
+from fcn_jax.training.config import (
+    CONFIG_FILE,
+    Config,
+    as_tuple,
+    load_config,
+    save_config,
+)
+from fcn_jax.training.log import LOG_FILE, read_log, write_records
+
+# Fields that a run does not learn from. A new value is taken.
+NEUTRAL = frozenset(
+    {
+        "data.root",
+        "data.manual_dir",
+        "data.class_names",
+        "data.bucket",
+        "data.threads",
+        "data.workers",
+        "data.help",
+        "model.remat",
+        "epochs",  # `steps` tells the length of a run once it has begun.
+        "parallel",
+        "eval_every",
+        "log_every",
+        "keep_checkpoints",
+    }
+)
+# Fields that the saved parameters and the state of the optimiser depend on, or that
+# tell how the run began.
+FIXED = frozenset(
+    {
+        "model.variant",
+        "model.geometry",
+        "model.crop",
+        "model.mean_rgb",
+        "model.width",
+        "model.score_init",
+        "model.pool_scales",
+        "model.learn_upsampling",
+        "data.num_classes",
+        "optim.name",
+        "init_from",
+    }
+)
+# A change of any other field alters the run, and is made only where that is allowed.
+
+_log = logging.getLogger("fcn_jax")
+
+
+class Change(NamedTuple):
+    """A field of a config, such as "data.crop", with its old and its new value."""
+
+    field: str
+    old: Any
+    new: Any
+
+    def __str__(self) -> str:
+        return f"config.{self.field} was {self.old!r} and is {self.new!r}"
+
+
+def resume(
+    config: Config, workdir: Path, *, step: int, allow_changes: bool = False
+) -> Config:
+    """Compare a config with that of the run in a directory, and record what differs.
+
+    New values are written to ``config.json`` and, with the step, to ``log.jsonl``.
+
+    Args:
+        config: the config to resume with; ``steps`` is the length of the whole run.
+        workdir: directory of the run.
+        step: number of steps that the run has taken.
+        allow_changes: whether fields that alter the run may differ.
+
+    Returns:
+        The config, with the values that the run computed from its weights and data.
+
+    Raises:
+        ValueError: if fields differ that must not; it lists them.
+    """
+    before = load_config(workdir / CONFIG_FILE)
+    # Runs of older versions tell the epochs alone.
+    before = dataclasses.replace(before, steps=before.steps or config.steps)
+    config = _with_computed(config, before)
+    changes = _changes(before, config)
+    if config.steps < step:
+        raise ValueError(
+            f"config.steps = {config.steps}, and {workdir} has taken {step} steps: ask "
+            "for more steps, or choose another workdir"
+        )
+    if fixed := [change for change in changes if change.field in FIXED]:
+        raise ValueError(
+            f"{_listed(workdir, fixed)}\nThe run depends on these from its start: "
+            "choose another workdir for a new run"
+        )
+    altering = [change for change in changes if not _is_neutral(change, config, step)]
+    if altering and not allow_changes:
+        raise ValueError(
+            f"{_listed(workdir, altering)}\nChoose another workdir for a new run, or "
+            f"allow changes (--allow_changes) to go on so after step {step}"
+        )
+    if changes and is_main():
+        _record(changes, config, workdir, step)
+    return config
+
+
+def _record(changes: list[Change], config: Config, workdir: Path, step: int) -> None:
+    for change in changes:
+        _log.info("after step %d: %s", step, change)
+    # The log comes first: if the run is killed between the two, the changes are found
+    # and recorded once more.
+    record = {"step": step, "changes": {c.field: [c.old, c.new] for c in changes}}
+    log = workdir / LOG_FILE
+    records = [r for r in read_log(log) if r["step"] <= step]
+    write_records(log, [*records, record])
+    save_config(workdir / CONFIG_FILE, config)
+
+
+def _is_neutral(change: Change, config: Config, step: int) -> bool:
+    """Tell whether a change leaves the steps of the run as they would have been."""
+    if change.field == "steps":  # The schedule runs over all steps.
+        finished = step == change.old
+        return finished or config.optim.schedule == "constant"
+    return change.field in NEUTRAL
+
+
+def _with_computed(config: Config, before: Config) -> Config:
+    """Return the config with the mean and the class weights that a run computed."""
+    model = dataclasses.replace(config.model, mean_rgb=before.model.mean_rgb)
+    config = dataclasses.replace(config, model=model)
+    if not config.class_weights and config.class_balance == before.class_balance:
+        config = dataclasses.replace(config, class_weights=before.class_weights)
+    return config
+
+
+def _changes(before: Config, now: Config) -> list[Change]:
+    pairs = zip(_flat(before), _flat(now), strict=True)
+    return [Change(name, old, new) for (name, old), (_, new) in pairs if old != new]
+
+
+def _flat(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the fields of a config with names such as "data.crop"."""
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            yield from _flat(value, f"{field.name}.")
+        else:
+            yield prefix + field.name, as_tuple(value)
+
+
+def _listed(workdir: Path, changes: list[Change]) -> str:
+    lines = "".join(f"\n  {change}" for change in changes)
+    return f"{workdir} holds a run with other settings:{lines}"

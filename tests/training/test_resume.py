@@ -1,0 +1,161 @@
+import json
+import shutil
+
+import pytest
+
+from fcn_jax.training import loop
+from fcn_jax.training.config import load_config
+from fcn_jax.training.log import read_log
+
+pytestmark = pytest.mark.usefixtures("quick")
+
+# Changes that a finished run of 6 steps is asked to go on with: field, new value.
+FIXED = [
+    ("model.variant", "fcn16s"),
+    ("model.crop", "corner"),
+    ("model.score_init", "xavier"),
+    ("data.num_classes", 6),
+    ("optim.name", "sgd"),
+    ("init_from", "vgg16"),
+]
+ALTERING = [
+    ("batch_size", 3),
+    ("accumulate", 2),
+    ("seed", 1),
+    ("class_balance", "inverse_log"),
+    ("data.flip", False),
+    ("data.rotation", 10.0),
+    ("data.crop", (16, 16)),
+    ("data.ignore_label", 254),
+    ("optim.learning_rate", 2e-3),
+    ("optim.schedule", "poly"),
+    ("model.dropout", 0.25),
+    ("model.dtype", "bfloat16"),
+]
+NEUTRAL = [
+    ("log_every", 3),
+    ("eval_every", 3),
+    ("keep_checkpoints", 2),
+    ("parallel", "none"),
+    ("data.threads", 1),
+    ("data.root", "elsewhere"),
+    ("data.help", "Ask."),
+    ("data.class_names", ("a", "b", "c", "d", "e")),
+    ("model.remat", "blocks"),
+]
+
+
+@pytest.fixture
+def run(whole_run, tmp_path):
+    """A copy of the directory of a finished run, to be resumed."""
+    return shutil.copytree(whole_run[0], tmp_path / "run")
+
+
+def changed(config, **values):
+    for name, value in values.items():
+        part, _, field = name.rpartition(".")
+        setattr(getattr(config, part) if part else config, field, value)
+    return config
+
+
+@pytest.mark.parametrize(("field", "value"), FIXED)
+def test_field_that_the_saved_state_depends_on_is_refused(
+    run, thin_config, field, value
+):
+    config = changed(thin_config(), **{field: value})
+    with pytest.raises(ValueError, match=rf"config.{field} was .* and is {value!r}\n"):
+        loop.train(config, run, allow_changes=True)
+
+
+@pytest.mark.parametrize(("field", "value"), ALTERING)
+def test_field_that_alters_the_run_is_refused_with_two_ways_out(
+    run, thin_config, field, value
+):
+    before = (run / "config.json").read_bytes()
+    config = changed(thin_config(), **{field: value})
+    with pytest.raises(ValueError) as raised:
+        loop.train(config, run)
+    text = str(raised.value)
+    assert f"config.{field} was " in text and f" and is {value!r}\n" in text
+    assert "another workdir" in text and "--allow_changes" in text
+    assert (run / "config.json").read_bytes() == before
+
+
+def test_all_changes_are_listed_at_once(run, thin_config):
+    config = changed(thin_config(), seed=1, batch_size=1)
+    with pytest.raises(ValueError, match=r"(?s)config.batch_size .*config.seed was 0"):
+        loop.train(config, run)
+
+
+@pytest.mark.parametrize(("field", "value"), NEUTRAL)
+def test_field_that_the_run_does_not_learn_from_is_taken(
+    whole_run, run, thin_config, field, value
+):
+    config = changed(thin_config(), **{field: value})
+    assert loop.train(config, run) == whole_run[1]
+    part, _, name = field.rpartition(".")
+    saved = load_config(run / "config.json")
+    assert getattr(getattr(saved, part) if part else saved, name) == value
+    assert read_log(run / "log.jsonl")[-1]["changes"].keys() == {field}
+
+
+def test_allowed_change_is_kept_and_logged_with_its_step(run, thin_config):
+    config = changed(thin_config(steps=8), seed=1)
+    loop.train(config, run, allow_changes=True)
+    assert load_config(run / "config.json").seed == 1
+    log = read_log(run / "log.jsonl")
+    [record] = [r for r in log if "changes" in r]
+    assert record == {"step": 6, "changes": {"seed": [0, 1], "steps": [6, 8]}}
+    assert [r["step"] for r in log if "loss" in r] == list(range(1, 9))
+    assert json.loads((run / "config.json").read_text())["steps"] == 8
+
+
+def test_same_command_on_a_finished_run_trains_nothing(
+    whole_run, run, thin_config, caplog, monkeypatch
+):
+    def fail(*_):
+        raise AssertionError("restored")
+
+    monkeypatch.setattr(loop, "start_or_resume", fail)
+    with caplog.at_level("INFO", "fcn_jax"):
+        assert loop.train(thin_config(), run) == whole_run[1]
+    assert "finished at step 6: nothing to train" in caplog.text
+
+
+def test_finished_run_goes_on_with_more_steps_under_any_schedule(run, thin_config):
+    settings = json.loads((run / "config.json").read_text())
+    settings["optim"]["schedule"] = "poly"
+    (run / "config.json").write_text(json.dumps(settings))
+    config = changed(thin_config(steps=7), **{"optim.schedule": "poly"})
+    loop.train(config, run)
+    assert load_config(run / "config.json").steps == 7
+
+
+def test_fewer_steps_than_taken_are_refused(run, thin_config):
+    with pytest.raises(ValueError, match="config.steps = 4, and .* has taken 6 steps"):
+        loop.train(thin_config(steps=4), run, allow_changes=True)
+
+
+@pytest.mark.parametrize(("schedule", "refused"), [("poly", True), ("constant", False)])
+def test_other_length_of_an_unfinished_run_alters_its_schedule(
+    run, thin_config, schedule, refused
+):
+    settings = json.loads((run / "config.json").read_text()) | {"steps": 9}
+    settings["optim"]["schedule"] = schedule
+    (run / "config.json").write_text(json.dumps(settings))
+    config = changed(thin_config(steps=7), **{"optim.schedule": schedule})
+    if refused:
+        with pytest.raises(ValueError, match="config.steps was 9 and is 7"):
+            loop.train(config, run)
+    else:
+        loop.train(config, run)
+
+
+def test_values_computed_at_the_start_are_no_changes(run, thin_config):
+    settings = json.loads((run / "config.json").read_text())
+    settings["model"]["mean_rgb"] = [1.0, 2.0, 3.0]
+    settings |= {"class_balance": "inverse_log", "class_weights": [1, 2, 3, 4, 5]}
+    (run / "config.json").write_text(json.dumps(settings))
+    loop.train(thin_config(class_balance="inverse_log"), run)
+    saved = load_config(run / "config.json")
+    assert saved.model.mean_rgb == (1, 2, 3) and saved.class_weights == (1, 2, 3, 4, 5)

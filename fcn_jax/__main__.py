@@ -6,8 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from absl import flags
-from ml_collections import config_flags
 
 from fcn_jax.evaluation.evaluate import evaluate
 from fcn_jax.evaluation.report import (
@@ -25,6 +23,7 @@ from fcn_jax.processes import initialize
 from fcn_jax.training.check_data import check_data
 from fcn_jax.training.command import train_and_report
 from fcn_jax.training.config import CONFIG_FILE, Config, load_config, make_source
+from fcn_jax.training.overrides import config_help, read_config, split_overrides
 from fcn_jax.training.recipes import voc_data
 from fcn_jax.visualize import save_labels
 from fcn_jax.weights.describe import describe
@@ -34,12 +33,29 @@ _WEIGHTS = "weight file, run directory, or published name such as fcn8s-heavy-pa
 _CONFIG = "file of configs/; --config.field=value overrides a field"
 
 
+class _HelpConfig(argparse.Action):
+    """Print the fields of a config and exit."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        print(config_help())
+        parser.exit()
+
+
+_HELP_CONFIG = {
+    "action": _HelpConfig,
+    "nargs": 0,
+    "help": "list all fields of a config with their meaning",
+}
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run a command and return the exit status."""
     parser = _parser()
-    args, args.overrides = parser.parse_known_args(argv)
-    start = "--config." if getattr(args, "config", None) else None
-    if strange := [a for a in args.overrides if not (start and a.startswith(start))]:
+    args, unknown = parser.parse_known_args(argv)
+    args.overrides, strange = split_overrides(unknown)
+    if args.overrides and not getattr(args, "config", None):
+        strange = unknown
+    if strange:
         parser.error(f"unrecognized arguments: {' '.join(strange)}")
     try:
         return args.command(args)
@@ -72,11 +88,18 @@ def _parser() -> argparse.ArgumentParser:
 def _add_data_commands(add_command: Callable) -> None:
     add = add_command("train", _train, "train and evaluate a network")
     add("--config", required=True, help=_CONFIG)
+    add("--helpconfig", **_HELP_CONFIG)
     add("--workdir", required=True, help="run directory; an unfinished run is resumed")
+    allow = "resume with other values of fields that alter the run"
+    add("--allow_changes", action="store_true", help=allow)
+    add("--coordinator", help="host:port of process 0, if no scheduler tells it")
+    add("--num_processes", type=int, help="number of processes of the run")
+    add("--process_id", type=int, help="number of this process, from 0")
 
     add = add_command("evaluate", _evaluate, "score a network on a split", network=True)
     add("--data", choices=("voc",), help="the data set, for --weights")
     add("--config", help=f"or a config with the data set, for --weights: {_CONFIG}")
+    add("--helpconfig", **_HELP_CONFIG)
     add("--split", help="default: the validation split")
     add("--root", help="folder of the data, if it has moved")
     add("--manual-dir", help="folder of downloaded archives")
@@ -90,6 +113,7 @@ def _add_data_commands(add_command: Callable) -> None:
 
     add = add_command("check-data", _check_data, "list the faults of a data set")
     add("--config", required=True, help=_CONFIG)
+    add("--helpconfig", **_HELP_CONFIG)
     add("--out", type=Path, required=True, help="folder for the results")
     add("--augmented", action="store_true", help="also draw augmented examples")
 
@@ -128,8 +152,8 @@ def _network(args: argparse.Namespace) -> tuple[Network, Config | None]:
 
 def _train(args: argparse.Namespace) -> int:
     config = _config(args)
-    initialize()
-    train_and_report(config, args.workdir)
+    initialize(args.coordinator, args.num_processes, args.process_id)
+    train_and_report(config, args.workdir, allow_changes=args.allow_changes)
     return 0
 
 
@@ -190,16 +214,7 @@ def _data_config(args: argparse.Namespace) -> Config:
 
 def _config(args: argparse.Namespace) -> Config:
     """Return the config that --config and --config.field=value give."""
-    values = flags.FlagValues()
-    argv = ["fcn_jax", f"--config={args.config}", *args.overrides]
-    config = config_flags.DEFINE_config_file(
-        "config", flag_values=values, sys_argv=argv
-    )
-    try:
-        values(argv)
-    except (flags.Error, AttributeError, KeyError, OSError) as error:
-        raise ValueError(f"--config={args.config}: {error}") from error
-    return config.value
+    return read_config(args.config, args.overrides)
 
 
 def _label_saver(folder: Path, palette: Palette) -> Callable[[str, np.ndarray], None]:
@@ -260,10 +275,10 @@ def _convert(args: argparse.Namespace) -> int:
     return 0
 
 
-def run() -> None:
+def run(argv: list[str] | None = None) -> None:
     """Run the command of this process: the entry point of ``fcn-jax``."""
     enable_compilation_cache()
-    sys.exit(main())
+    sys.exit(main(argv))
 
 
 if __name__ == "__main__":

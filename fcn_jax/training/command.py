@@ -1,4 +1,4 @@
-"""The train command, which train.py and ``python -m fcn_jax train`` share."""
+"""The train command of train.py and ``python -m fcn_jax train``."""
 
 import logging
 
@@ -10,12 +10,15 @@ from fcn_jax.training.config import Config
 from fcn_jax.training.loop import train
 
 
-def train_and_report(config: Config, workdir: str) -> None:
+def train_and_report(
+    config: Config, workdir: str, *, allow_changes: bool = False
+) -> None:
     """Train a network and print the figures of the best one and where its files are.
 
     Args:
         config: the config of the run.
         workdir: directory of the run. An unfinished run in it is resumed.
+        allow_changes: as for `train`.
 
     Raises:
         ValueError, KeyboardInterrupt: as `train` does.
@@ -25,7 +28,7 @@ def train_and_report(config: Config, workdir: str) -> None:
     absl.logging.set_verbosity(absl.logging.WARNING)  # Orbax logs every detail.
     logging.getLogger("fcn_jax").setLevel(logging.INFO)
     try:
-        figures = train(config, workdir)
+        figures = train(config, workdir, allow_changes=allow_changes)
     except FloatingPointError as error:
         advice = "see config.optim.learning_rate and config.optim.warmup_steps"
         raise FloatingPointError(f"{error}: {advice}") from error

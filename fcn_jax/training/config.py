@@ -3,9 +3,10 @@
 import contextlib
 import dataclasses
 import json
+import math
 import re
 import typing
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -203,9 +204,14 @@ class Config:
 
 
 def check(config: Config) -> None:
-    """Raise ValueError for the first field whose value cannot be used."""
-    for problem in (*_data_problems(config.data), *_run_problems(config)):
-        raise ValueError(f"config.{problem}")
+    """Raise ValueError for the fields whose values cannot be used, a line for each."""
+    problems = list(_type_problems(config)) or [
+        *_range_problems(config),
+        *_data_problems(config.data),
+        *_run_problems(config),
+    ]
+    if problems:
+        raise ValueError("\n".join(f"config.{problem}" for problem in problems))
     with prefixed("config.model."):
         make_model(config)
     with prefixed("config.data."):
@@ -241,6 +247,56 @@ def prefixed(prefix: str) -> Iterator[None]:
         raise ValueError(f"{prefix}{error}") from error
 
 
+def flat(config: Any, prefix: str = "") -> Iterator[tuple[str, type, Any]]:
+    """Yield name (such as "data.crop"), type and value of each field of a config."""
+    types = typing.get_type_hints(type(config))
+    for name, kind in types.items():
+        value = getattr(config, name)
+        if dataclasses.is_dataclass(kind):
+            yield from flat(value, f"{name}.")
+        else:
+            yield prefix + name, kind, value
+
+
+def _type_problems(config: Config) -> Iterator[str]:
+    also = {float: int, tuple: list}
+    for name, kind, value in flat(config):
+        right = isinstance(value, (kind, also.get(kind, kind)))
+        if not right or kind is not bool and isinstance(value, bool):
+            yield f"{name} = {value!r} must be of type {kind.__name__}"
+
+
+# What numbers must be, where no other check tells.
+_RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    **dict.fromkeys(
+        ("batch_size", "accumulate", "log_every", "keep_checkpoints"),
+        (lambda n: n >= 1, ">= 1"),
+    ),
+    **dict.fromkeys(("data.threads", "data.bucket"), (lambda n: n >= 1, ">= 1")),
+    **dict.fromkeys(
+        ("steps", "eval_every", "optim.warmup_steps", "data.workers"),
+        (lambda n: n >= 0, ">= 0"),
+    ),
+    "seed": (lambda n: 0 <= n < 2**32, "from 0 to 2**32 - 1"),
+    **dict.fromkeys(
+        ("epochs", "optim.learning_rate"),
+        (lambda x: 0 < x < math.inf, "above 0 and finite"),
+    ),
+    **dict.fromkeys(
+        ("optim.weight_decay", "optim.bias_rate"),
+        (lambda x: 0 <= x < math.inf, ">= 0 and finite"),
+    ),
+    "optim.momentum": (lambda x: 0 <= x < 1, "in [0, 1)"),
+}
+
+
+def _range_problems(config: Config) -> Iterator[str]:
+    for name, _, value in flat(config):
+        fits, wanted = _RANGES.get(name, (lambda _: True, ""))
+        if not fits(value):
+            yield f"{name} = {value!r} must be {wanted}"
+
+
 def _data_problems(data: Data) -> Iterator[str]:
     if not 1 <= data.num_classes <= VOID:
         yield (
@@ -273,8 +329,6 @@ def _data_problems(data: Data) -> Iterator[str]:
         )
     if data.transform and not re.fullmatch(r"\w+(\.\w+)*:\w+", data.transform):
         yield f"data.transform = {data.transform!r} must be package.module:function"
-    if data.bucket < 1:
-        yield f"data.bucket = {data.bucket} must be >= 1"
 
 
 def _run_problems(config: Config) -> Iterator[str]:
@@ -288,12 +342,6 @@ def _run_problems(config: Config) -> Iterator[str]:
     ):
         if value not in choices:
             yield f"{name} = {value!r} is not one of {choices}"
-    low = {"batch_size": 1, "accumulate": 1, "log_every": 1, "keep_checkpoints": 1}
-    for name, value in (low | {"steps": 0, "eval_every": 0}).items():
-        if getattr(config, name) < value:
-            yield f"{name} = {getattr(config, name)} must be >= {value}"
-    if config.steps <= 0 and config.epochs <= 0:
-        yield f"epochs = {config.epochs} must be above 0"
     weights, classes = config.class_weights, config.data.num_classes
     if len(weights) not in (0, classes):
         yield (

@@ -2,7 +2,6 @@
 
 import dataclasses
 import logging
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,6 +10,7 @@ from fcn_jax.training.config import (
     CONFIG_FILE,
     Config,
     as_tuple,
+    flat,
     load_config,
     save_config,
 )
@@ -142,18 +142,11 @@ def _with_computed(config: Config, before: Config) -> Config:
 
 
 def _changes(before: Config, now: Config) -> list[Change]:
-    pairs = zip(_flat(before), _flat(now), strict=True)
-    return [Change(name, old, new) for (name, old), (_, new) in pairs if old != new]
-
-
-def _flat(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the fields of a config with names such as "data.crop"."""
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        if dataclasses.is_dataclass(value):
-            yield from _flat(value, f"{field.name}.")
-        else:
-            yield prefix + field.name, as_tuple(value)
+    # JSON has no tuples.
+    values = ((as_tuple(value) for *_, value in flat(c)) for c in (before, now))
+    names = (name for name, *_ in flat(now))
+    changes = map(Change, names, *values)
+    return [change for change in changes if change.old != change.new]
 
 
 def _listed(workdir: Path, changes: list[Change]) -> str:

@@ -27,7 +27,8 @@ def test_finished_run_is_printed_and_left_as_it_is(quick, whole_run, arguments, 
     workdir, figures = whole_run
     before = (workdir / "model.safetensors").stat().st_mtime_ns
     rate = "--config.optim.learning_rate=1e-3"
-    assert main([*arguments, str(workdir), rate]) == 0
+    pace = ["--config.eval_every=2", "--config.log_every", "1"]
+    assert main([*arguments, str(workdir), rate, *pace]) == 0
     first, *lines = capsys.readouterr().out.splitlines()
     assert first == f"Best network, of step {figures['step']}:"
     assert lines[0].split() == [
@@ -56,8 +57,8 @@ def test_finished_run_is_printed_and_left_as_it_is(quick, whole_run, arguments, 
     ],
 )
 def test_error_of_a_run_ends_in_one_line(arguments, monkeypatch, capsys, error, line):
-    def fail(config, workdir):
-        assert (config.steps, workdir) == (9, "run")
+    def fail(config, workdir, allow_changes):
+        assert (config.steps, workdir, allow_changes) == (9, "run", False)
         raise error
 
     monkeypatch.setattr(command, "train", fail)

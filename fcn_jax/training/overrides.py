@@ -1,0 +1,125 @@
+"""The config of a command: a config file, and fields that the command line sets."""
+
+import ast
+import difflib
+import inspect
+import re
+import runpy
+import textwrap
+from collections.abc import Sequence
+from dataclasses import is_dataclass
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from fcn_jax.training.config import Config, as_tuple, flat
+
+_START = "--config."
+_INDENT = {"initial_indent": "    ", "subsequent_indent": "    "}
+_EXAMPLES = {bool: ": true or false", tuple: ', such as "(1, 2)"'}
+
+
+def read_config(path: str, overrides: Sequence[str] = ()) -> Config:
+    """Run a config file and set fields of its config.
+
+    Args:
+        path: a Python file with a function ``get_config()``, which returns a `Config`.
+        overrides: ``--config.field=value`` each.
+
+    Raises:
+        ValueError: if there is no such file, it raises an error or gives something
+            else, a field does not exist, or a value is not of the field's type.
+    """
+    if not Path(path).is_file():
+        raise ValueError(f"--config={path}: there is no such file")
+    try:
+        config = runpy.run_path(path)["get_config"]()
+    except Exception as error:  # The file is code and may raise anything.
+        reason = f"{type(error).__name__}: {error}"
+        raise ValueError(f"--config={path}: {reason}") from error
+    if not isinstance(config, Config):
+        raise ValueError(
+            f"--config={path}: get_config() returns a {type(config).__name__}, want a "
+            "fcn_jax.training.config.Config"
+        )
+    kinds = {name: kind for name, kind, _ in flat(config)}
+    for override in overrides:
+        name, equals, text = override.removeprefix(_START).partition("=")
+        _check_name(name, kinds)
+        if not equals:
+            raise ValueError(f"{override} has no value: write {override}=VALUE")
+        part, _, field = name.rpartition(".")
+        owner = getattr(config, part) if part else config
+        setattr(owner, field, _parsed(name, text, kinds[name]))
+    return config
+
+
+def split_overrides(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return the overrides among the words of a command line, and the other words.
+
+    Overrides are returned as ``--config.field=value``; the value may be the next word.
+    """
+    overrides, rest, words = [], [], list(words)
+    while words:
+        word = words.pop(0)
+        if not word.startswith(_START):
+            rest.append(word)
+        elif "=" in word or not words:
+            overrides.append(word)
+        else:
+            overrides.append(f"{word}={words.pop(0)}")
+    return overrides, rest
+
+
+def config_help() -> str:
+    """Return a text that lists all fields of a config.
+
+    Types and defaults are those of the dataclasses, meanings those of their docstrings.
+    """
+    meanings = {"": _meanings(Config)}
+    for name, kind in get_type_hints(Config).items():
+        if is_dataclass(kind):
+            meanings[name] = _meanings(kind)
+    lines = ["Fields of a config with their defaults, for --config.FIELD=VALUE:"]
+    for name, kind, default in flat(Config()):
+        part, _, field = name.rpartition(".")
+        lines.append(f"\n{name} ({kind.__name__}) = {default!r}")
+        lines += textwrap.wrap(meanings[part][field], 76, **_INDENT)
+    return "\n".join(lines)
+
+
+def _meanings(kind: type) -> dict[str, str]:
+    """Return the "Attributes" of a docstring by name."""
+    text = inspect.getdoc(kind).partition("Attributes:\n")[2]
+    entries = re.findall(r"^    (\w+): (.*(?:\n {8}.*)*)", text, re.M)
+    return {name: re.sub(r"\s+", " ", meaning) for name, meaning in entries}
+
+
+def _check_name(name: str, types: dict[str, type]) -> None:
+    if name in types:
+        return
+    # A name may be near as a whole, or right in another part of the config.
+    near = [n for n in types if n.rpartition(".")[2] == name.rpartition(".")[2]]
+    near += difflib.get_close_matches(name, types, 3)
+    near = ", ".join(f"config.{n}" for n in dict.fromkeys(near))
+    raise ValueError(
+        f"config.{name} is not a field of a config"
+        + (f"; the nearest are {near}" if near else "")
+        + "; --helpconfig lists all"
+    )
+
+
+def _parsed(name: str, text: str, kind: type) -> Any:
+    """Return the value that a text stands for."""
+    try:
+        if kind is str:
+            return text
+        if kind is bool:
+            return {"true": True, "false": False}[text.lower()]
+        if kind is tuple:
+            value = ast.literal_eval(text)
+            return as_tuple(value) if isinstance(value, list | tuple) else (value,)
+        return kind(text)
+    except (ValueError, KeyError, SyntaxError) as error:
+        raise ValueError(
+            f"config.{name} = {text} must be of type {kind.__name__}{_EXAMPLES.get(kind, '')}"
+        ) from error

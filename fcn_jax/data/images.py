@@ -59,28 +59,87 @@ def to_rgb(image: Image.Image, name: str = "image") -> np.ndarray:
 
 
 def read_label(
-    file: str | Path | BinaryIO, *, name: str = "", upright: bool = True
+    file: str | Path | BinaryIO,
+    *,
+    name: str = "",
+    upright: bool = True,
+    colors: bool = False,
 ) -> np.ndarray:
-    """Read a mask of class indices.
+    """Read a mask of class indices, or one of colours.
 
     Args:
         file: path or open file of a palette image (its indices are returned, not its
-            colours), a grey image of 8 or 16 bits, or a 1-bit image (0 and 1).
+            colours), a grey image of 8 or 16 bits, or a 1-bit image (0 and 1); or path
+            of an ``.npy`` file of [H, W] integers or booleans. Of a GIF the grey levels
+            or colours count, since programs change the indices when they save it.
         name: name of the mask in errors; "" for ``file``.
         upright: whether to turn the mask as its EXIF orientation says.
+        colors: whether the mask may have colours instead. JPEG masks always count as
+            such, since its compression changes the values.
 
     Returns:
-        [H, W] int32, the values as stored.
+        [H, W] int32, the values as stored; or, for a mask of colours, [H, W, 3] uint8
+        RGB.
 
     Raises:
-        ValueError: if the file cannot be read or holds colours.
+        ValueError: if the file cannot be read, has colours although ``colors`` is
+            False, is partly transparent, or has values that int32 cannot hold.
     """
+    where = name or str(file)
+    if isinstance(file, str | Path) and Path(file).suffix.lower() == ".npy":
+        return _read_npy_label(Path(file), where)
     label = decode(file, name, upright)
-    if label.mode not in ("1", "L", "P") and not label.mode.startswith("I"):
+    if label.format in ("JPEG", "MPO"):
+        if not colors:
+            raise ValueError(
+                f"{where}: a mask must hold class indices, and JPEG compression "
+                "changes them; save the mask as PNG, or give the colour of each class "
+                "as palette and set nearest_color=True"
+            )
+        return to_rgb(label, where)
+    if label.format == "GIF" and label.mode == "P":
+        # Programs that write GIF number the palette anew, so its colours count.
+        label = label.convert("RGB")
+        red, green, blue = label.split()
+        label = red if red == green == blue else label
+    if label.mode in ("1", "L", "P") or label.mode.startswith("I"):
+        return np.array(label, np.int32)
+    if not colors or label.mode not in ("RGB", "RGBA"):
         raise ValueError(
-            f"{name or file}: a mask must hold class indices (a palette PNG, or grey "
-            f"of 8 or 16 bits), but this is an image of mode {label.mode}; map each of "
-            "its colours to the index of its class and save that"
+            f"{where}: a mask must hold class indices (a palette PNG, or grey of 8 or "
+            f"16 bits), but this is an image of mode {label.mode}; set palette to the "
+            "RGB colour of each class, or map each colour to the index of its class "
+            "and save that"
+        )
+    if label.mode == "RGBA" and label.getextrema()[3] != (255, 255):
+        raise ValueError(
+            f"{where}: a mask of colours must be opaque, but this has transparent "
+            "pixels; save it as RGB, with one colour for void pixels"
+        )
+    return to_rgb(label, where)
+
+
+def _read_npy_label(path: Path, where: str) -> np.ndarray:
+    try:
+        # The file is only mapped: its header says what it holds before any is read.
+        label = np.lib.format.open_memmap(path, mode="r")
+    except Exception as error:  # NumPy raises many kinds on a broken file.
+        raise ValueError(f"{where}: cannot be read as .npy: {error}") from error
+    if label.ndim != 2 or label.dtype.kind not in "biu" or not label.size:
+        raise ValueError(
+            f"{where}: holds {list(label.shape)} {label.dtype}; a mask is [H, W] of "
+            "integers"
+        )
+    if Image.MAX_IMAGE_PIXELS and label.size > 2 * Image.MAX_IMAGE_PIXELS:
+        raise ValueError(
+            f"{where}: {label.size} pixels are more than the "
+            f"{2 * Image.MAX_IMAGE_PIXELS} that an image may have; cut it up"
+        )
+    low, high, limits = int(label.min()), int(label.max()), np.iinfo(np.int32)
+    if low < limits.min or high > limits.max:
+        raise ValueError(
+            f"{where}: values from {low} to {high} do not fit 32 bits; save the class "
+            "indices, which are below 255"
         )
     return np.array(label, np.int32)
 

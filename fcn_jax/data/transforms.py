@@ -32,12 +32,9 @@ def resize(
     Raises:
         ValueError: if ``size`` is not two positive integers.
     """
-    image, label = resize_image(example["image"], size, part), example["label"]
-    rows, columns = (
-        _nearest(old, new)[kept]
-        for old, new, kept in zip(label.shape, size, part, strict=True)
-    )
-    return example | {"image": image, "label": label.take(rows, 0).take(columns, 1)}
+    image = resize_image(example["image"], size, part)
+    label = resize_label(example["label"], size, part)
+    return example | {"image": image, "label": label}
 
 
 def resize_image(
@@ -97,6 +94,17 @@ def random_rotation(
     if image.dtype == np.uint8:
         rotated = [np.rint(channel).astype(np.uint8) for channel in rotated]
     return example | {"image": np.dstack(rotated), "label": label}
+
+
+def resize_label(
+    label: np.ndarray, size: tuple[int, int], part: tuple[slice, slice] = _ALL
+) -> np.ndarray:
+    """Resize a label [H, W] as `resize` does: each pixel takes the nearest value."""
+    rows, columns = (
+        _nearest(old, new)[kept]
+        for old, new, kept in zip(label.shape, _checked(size), part, strict=True)
+    )
+    return label.take(rows, 0).take(columns, 1)
 
 
 def random_scale(

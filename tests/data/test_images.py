@@ -127,10 +127,98 @@ def test_read_label_grey_gives_values(tmp_path, values):
     np.testing.assert_array_equal(read_label(tmp_path / "x.png"), values)
 
 
+@pytest.mark.parametrize("suffix", [".tif", ".bmp", ".gif", ".png"])
+def test_read_label_grey_of_each_format_gives_values(tmp_path, suffix):
+    Image.fromarray(np.array([[3, 255, 0]], np.uint8)).save(tmp_path / f"x{suffix}")
+    found = read_label(tmp_path / f"x{suffix}", colors=True)
+    assert found.dtype == np.int32
+    np.testing.assert_array_equal(found, [[3, 255, 0]])
+
+
+def test_read_label_gif_of_colours_counts_by_colour(tmp_path):
+    palette_image(np.array([[2, 0, 1]], np.uint8)).save(tmp_path / "x.gif")
+    with pytest.raises(ValueError, match="x.gif: .*mode RGB; set palette"):
+        read_label(tmp_path / "x.gif")
+    found = read_label(tmp_path / "x.gif", colors=True)
+    np.testing.assert_array_equal(found, [[[1, 2, 3], [200, 100, 50], [10, 20, 30]]])
+
+
+def test_read_label_16_bit_tiff_gives_values(tmp_path):
+    Image.fromarray(np.array([[3, 40000]], np.uint16)).save(tmp_path / "x.tif")
+    np.testing.assert_array_equal(read_label(tmp_path / "x.tif"), [[3, 40000]])
+
+
+@pytest.mark.parametrize("dtype", ["bool", "uint8", ">i2", "int64", "uint64"])
+def test_read_label_npy_gives_values(tmp_path, dtype):
+    values = np.array([[0, 1, 1], [1, 0, 0]]).astype(dtype)
+    for order in "CF":
+        np.save(tmp_path / "x.npy", np.array(values, order=order))
+        found = read_label(tmp_path / "x.npy")
+        assert found.dtype == np.int32 and type(found) is np.ndarray
+        np.testing.assert_array_equal(found, values)
+
+
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        (np.zeros((2, 3)), r"holds \[2, 3\] float64; a mask is \[H, W\] of integers"),
+        (np.zeros((2, 3, 1), int), r"holds \[2, 3, 1\] int64; a mask"),
+        (np.zeros((0, 3), int), r"(holds \[0, 3\] int64|cannot be read)"),
+        (np.array([[2**31]]), "values from 2147483648 to 2147483648 do not fit 32"),
+        (np.array([[-(2**40), 3]]), "values from -1099511627776 to 3 do not fit 32"),
+        (np.array([[None]]), "cannot be read as .npy: .*Python objects"),
+    ],
+)
+def test_read_label_npy_of_something_else_is_refused(tmp_path, array, message):
+    np.save(tmp_path / "x.npy", array)
+    with pytest.raises(ValueError, match=f"x.npy: {message}"):
+        read_label(tmp_path / "x.npy")
+
+
+def test_read_label_npy_broken_or_huge_file_is_named(tmp_path, monkeypatch):
+    np.save(tmp_path / "x.npy", np.zeros((100, 100), int))
+    whole = (tmp_path / "x.npy").read_bytes()
+    for content in (b"", b"text", whole[:500]):
+        (tmp_path / "x.npy").write_bytes(content)
+        with pytest.raises(ValueError, match="x.npy: cannot be read as .npy"):
+            read_label(tmp_path / "x.npy")
+    (tmp_path / "x.npy").write_bytes(whole)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 4999)
+    with pytest.raises(ValueError, match="x.npy: 10000 pixels are more than the 9998"):
+        read_label(tmp_path / "x.npy")
+
+
+def test_read_label_gives_rgb_of_a_colour_mask_on_demand(tmp_path):
+    Image.fromarray(IMAGE).save(tmp_path / "x.png")
+    opaque = np.dstack([IMAGE, np.full((2, 3), 255, np.uint8)])
+    Image.fromarray(opaque).save(tmp_path / "y.png")
+    for name in ("x.png", "y.png"):
+        found = read_label(tmp_path / name, colors=True)
+        assert found.dtype == np.uint8
+        np.testing.assert_array_equal(found, IMAGE)
+
+
+def test_read_label_transparent_colour_mask_is_refused(tmp_path):
+    opaque = np.dstack([IMAGE, np.full((2, 3), 254, np.uint8)])
+    Image.fromarray(opaque).save(tmp_path / "x.png")
+    with pytest.raises(ValueError, match="x.png: .*must be opaque.*save it as RGB"):
+        read_label(tmp_path / "x.png", colors=True)
+
+
+def test_read_label_jpeg_is_never_an_index_mask(tmp_path):
+    Image.fromarray(np.full((8, 8), 200, np.uint8)).save(tmp_path / "x.jpg")
+    with pytest.raises(ValueError, match="JPEG compression changes .*save .* as PNG"):
+        read_label(tmp_path / "x.jpg")
+    found = read_label(tmp_path / "x.jpg", colors=True)
+    np.testing.assert_array_equal(found, np.full((8, 8, 3), 200))
+
+
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA"])
 def test_read_label_with_colours_is_refused(tmp_path, mode):
     Image.new(mode, (2, 2)).save(tmp_path / "x.png")
-    with pytest.raises(ValueError, match=f"x.png: .*class indices .*mode {mode};"):
+    with pytest.raises(
+        ValueError, match=f"x.png: .*class indices .*mode {mode}; set palette"
+    ):
         read_label(tmp_path / "x.png")
 
 

@@ -109,7 +109,7 @@ def test_bad_files_are_named_and_the_others_counted(tmp_path):
         r"a_unreadable.png: cannot be read as an image",
         r"b_size.png is 2x2 .* its label .*b_size.png is 1x2",
         r"c_colours.png: a mask must hold class indices .* mode RGB",
-        r"d_black_white.png: label values 255 .* save its class as 1",
+        r"d_black_white.png: label values 255 .* label_map, such as",
         r"e_range.png: label values 3, 10 are neither in \[0, 3\)",
         r"g_label.png: cannot be read as an image",
     )

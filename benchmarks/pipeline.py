@@ -150,7 +150,7 @@ class Pairs:
         return len(self.pairs)
 
     def __getitem__(self, i: int) -> dict:
-        _, image_path, label_path = self.pairs[i]
+        _, (image_path,), label_path = self.pairs[i]
         image, label = Image.open(image_path).convert("RGB"), Image.open(label_path)
         rng = np.random.default_rng()
         factor = rng.uniform(*SCALE)

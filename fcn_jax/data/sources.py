@@ -6,39 +6,78 @@ str}``. A label is a class in [0, C) or `fcn_jax.data.labels.VOID` (255).
 """
 
 import functools
-from collections.abc import Collection, Iterable, Sequence
+import logging
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
+from fcn_jax.data.colors import ClassColors, Color
 from fcn_jax.data.images import image_suffixes, read_image, read_label
-from fcn_jax.data.labels import VOID, to_classes
+from fcn_jax.data.labels import VOID, LabelValueError, check_classes, to_classes
+from fcn_jax.data.pairs import describe_pairs, find_pairs
 from fcn_jax.data.shorten import shorten
+from fcn_jax.data.transforms import resize_label
+
+
+class ExampleError(ValueError):
+    """Refuse an example, with all that is wrong with it.
+
+    Attributes:
+        problems: one line for each fault; the message has them all.
+        label_values: the values of the mask that are neither classes nor void, sorted.
+    """
+
+    def __init__(self, problems: Sequence[str], label_values: Sequence[int] = ()):
+        super().__init__(problems, label_values)  # All arguments, for pickle.
+        self.problems, self.label_values = list(problems), tuple(label_values)
+
+    def __str__(self) -> str:
+        return "\n".join(self.problems)
 
 
 class FolderSource:
-    """Read images and masks from two folders, paired by file name stem.
+    """Read images and masks from two folders, paired by name or by a list.
 
-    The stem is the file name without its suffix. Examples come in the order of the
-    list file, or sorted by stem if there is no list file.
+    A file pairs with the file of the same path below the other folder, without its
+    suffix: "images/city/a.jpg" with "labels/city/a.png". Examples come in the order of
+    the list file, or sorted by name if there is no list file. One line of the log says
+    what was paired.
 
     Args:
         root: folder of the data set.
         images: folder of the images under ``root``, in any format that Pillow reads.
-        labels: folder of the masks under ``root``: PNG, one class index per pixel.
-        split: replaces "{split}" in ``images``, ``labels`` and ``list_file``.
+        labels: folder of the masks under ``root``, as `fcn_jax.data.images.read_label`
+            takes them. It may be that of the images if the suffixes differ.
+        split: replaces "{split}" in all names of folders and in ``list_file``.
         num_classes: C, see `fcn_jax.data.labels.to_classes`.
         ignore_label: the data set's value for void pixels, which become 255.
         label_map: (old, new) pairs that map the values of the masks first.
-        list_file: text file under ``root`` with one stem per line. Without it, every
-            file of the two folders is used, and each must have its counterpart.
+        list_file: text file under ``root`` with one name per line, or with the paths of
+            an image and of its mask; see `fcn_jax.data.pairs.find_pairs`. Without it,
+            every file of the folders is used, and each must have its counterpart.
+        image_suffix: the end of the names of images, such as "_leftImg8bit.png"; other
+            files are left out. "" takes all images.
+        label_suffix: likewise for masks.
+        extra_images: folders of further channels, or "folder/*suffix".
+        in_channels: number of channels. Unless it is 3 and there are no
+            ``extra_images``, `fcn_jax.data.channels.read_channels` reads the images.
+        palette: the RGB colour of each class, for masks of colours. Masks of indices
+            count by index and need none.
+        void_colors: RGB colours of void pixels in masks of colours.
+        nearest_color: whether another colour counts as the nearest of these.
+        resize_labels: whether a mask of another size is resized to its image.
+        strict: whether an incomplete pair is an error. If not, it is left out, and
+            ``problems`` has one line for each missing or superfluous file.
 
     Raises:
         ValueError: if a folder or a file is missing, a folder or the list file is
-            empty, or an image or a mask has no counterpart. Reading an example raises
-            it for a file that cannot be read, an image and a mask of different sizes,
-            and label values that are neither classes nor void.
+            empty, or an image or a mask has no counterpart.
+        ExampleError: when reading an example, for a file that cannot be read, an image
+            and a mask of different sizes, and values or colours that are neither
+            classes nor void.
 
     Example::
 
@@ -60,96 +99,140 @@ class FolderSource:
         ignore_label: int = VOID,
         label_map: Sequence[tuple[int, int]] = (),
         list_file: str = "",
+        image_suffix: str = "",
+        label_suffix: str = "",
+        extra_images: Sequence[str] = (),
+        in_channels: int = 3,
+        palette: Sequence[Color] = (),
+        void_colors: Sequence[Color] = (),
+        nearest_color: bool = False,
+        resize_labels: bool = False,
+        strict: bool = True,
     ):
         root = Path(root)
         if not root.is_dir():
             raise ValueError(f"root: {root} is not a folder")
-        image_folder, label_folder, list_path = (
-            root / part.replace("{split}", split)
-            for part in (images, labels, list_file)
-        )
-        image_paths = _files_by_stem(image_folder, image_suffixes(), "images")
-        label_paths = _files_by_stem(label_folder, {".png"}, "labels")
-        if list_file:
-            # Stems are looked up among the files found, never joined to a path: an
-            # entry such as "../../x" cannot lead out of the two folders.
-            stems = _read_stems(list_path)
-            listed = f"images listed in {list_path}"
-            _require(stems, image_paths, listed, image_folder)
-        else:
-            stems = sorted(image_paths)
-            _require(label_paths, image_paths, "images", image_folder)
-        _require(stems, label_paths, "label PNGs", label_folder)
-        self.pairs = [(stem, image_paths[stem], label_paths[stem]) for stem in stems]
+        self._in_channels = in_channels
+        self._is_rgb = in_channels == 3 and not extra_images
+        self._resize_labels = resize_labels
         self._to_classes = functools.partial(
             to_classes,
             num_classes=num_classes,
             ignore_label=ignore_label,
             label_map=label_map,
         )
+        self._make_colors = functools.partial(
+            ClassColors, palette, void_colors, nearest_color=nearest_color
+        )
+        self._has_palette = bool(len(palette))
+        if len(palette) not in (0, num_classes):
+            raise ValueError(
+                f"palette has {len(palette)} colours for {num_classes} classes; give "
+                "one for each class, or ()"
+            )
+        if void_colors or nearest_color:  # Without them, palette may be for pictures.
+            self._make_colors()
+        list_file = list_file.replace("{split}", split)
+        suffixes = {"image_suffix": image_suffix, "label_suffix": label_suffix}
+        self.pairs, self.problems = find_pairs(
+            root,
+            images=images.replace("{split}", split),
+            labels=labels.replace("{split}", split),
+            image_kinds=image_suffixes() | (set() if self._is_rgb else {".npy"}),
+            list_file=list_file,
+            **suffixes,
+            extra_images=[extra.replace("{split}", split) for extra in extra_images],
+        )
+        if strict and self.problems:
+            _refuse_pairs(self.problems, root)
+        if self.pairs:
+            how = list_file or "name"
+            found = describe_pairs(self.pairs, root, how, **suffixes)
+            logging.getLogger("fcn_jax").info("%s: %s", split, found)
 
     def __len__(self) -> int:
         return len(self.pairs)
 
     def __getitem__(self, i: int) -> dict:
-        name, image_path, label_path = self.pairs[i]
-        image, label = read_image(image_path), read_label(label_path)
-        if image.shape[:2] != label.shape:
-            raise ValueError(
-                f"{image_path} is {image.shape[0]}x{image.shape[1]} (height x width, "
-                f"EXIF orientation applied), but its label {label_path} is "
-                f"{label.shape[0]}x{label.shape[1]}"
-            )
-        label = self._to_classes(label, label_path)
+        name, image_files, label_file = self.pairs[i]
+        faults: list[ValueError] = []
+        image = _attempt(faults, self._read_image, image_files)
+        mask = _attempt(faults, read_label, label_file, colors=self._has_palette)
+        if mask is not None:
+            label = _attempt(faults, self._classes, mask, label_file)
+        if image is not None and mask is not None and not self._resize_labels:
+            _attempt(faults, _check_sizes, image, mask, image_files[0], label_file)
+        if faults:
+            values = [f.values for f in faults if isinstance(f, LabelValueError)]
+            raise ExampleError(list(map(str, faults)), *values)
+        if label.shape != image.shape[:2]:
+            label = resize_label(label, image.shape[:2])
         return {"image": image, "label": label, "name": name}
 
+    def _read_image(self, files: Sequence[Path]) -> np.ndarray:
+        if self._is_rgb:
+            return read_image(files[0])
+        from fcn_jax.data.channels import read_channels
 
-def _files_by_stem(
-    folder: Path, suffixes: Collection[str], argument: str
-) -> dict[str, Path]:
-    if not folder.is_dir():
-        raise ValueError(
-            f"{argument}: {folder} is not a folder; name the folder of the {argument} "
-            "under root"
-        )
-    files: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
-        if path.suffix.lower() not in suffixes or path.name.startswith("."):
-            continue
-        if path.stem in files:
-            raise ValueError(
-                f"{folder} has both {files[path.stem].name} and {path.name}: images "
-                "and labels are paired by stem, so keep one of them"
-            )
-        files[path.stem] = path
-    if not files:
-        kinds = "PNG files" if argument == "labels" else "images"
-        raise ValueError(f"{argument}: {folder} holds no {kinds}")
-    return files
+        return read_channels(files, channels=self._in_channels)
 
+    def _classes(self, mask: np.ndarray, file: Path) -> np.ndarray:
+        """Return the label [H, W] of a mask of values or colours."""
+        if mask.ndim == 3:
+            return self._make_colors()(mask, file)
+        try:
+            return self._to_classes(mask, file)
+        except LabelValueError as error:
+            if self._has_palette and self._knows_colors(file):
+                raise LabelValueError(
+                    f"{error}. The mask counts by index, but its colours are those of "
+                    "palette: to count by colour, save it as RGB",
+                    error.values,
+                ) from error
+            raise
 
-def _read_stems(path: Path) -> list[str]:
-    if not path.is_file():
-        raise ValueError(
-            f"list_file: {path} is not a file; name a text file under root, or leave "
-            "list_file empty to use all files"
-        )
-    lines = path.read_text(encoding="utf-8-sig").splitlines()
-    stems = [line.strip() for line in lines if line.strip()]
-    if not stems:
-        raise ValueError(f"list_file: {path} lists nothing: want one stem per line")
-    return stems
+    def _knows_colors(self, file: Path) -> bool:
+        """Return whether the colours of an indexed mask are those of the palette."""
+        if file.suffix.lower() == ".npy":
+            return False
+        with Image.open(file) as image:
+            is_byte = image.mode in ("P", "L")
+        return is_byte and self._make_colors().know(read_image(file))
 
 
-def _require(
-    stems: Iterable[str], found: Collection[str], what: str, folder: Path
+def _attempt(
+    faults: list[ValueError],
+    read: Callable[..., np.ndarray],
+    *arguments: Any,
+    **options,
+) -> np.ndarray | None:
+    """Return what a function returns, or None and note its error."""
+    try:
+        return read(*arguments, **options)
+    except ValueError as error:
+        faults.append(error)
+        return None
+
+
+def _check_sizes(
+    image: np.ndarray, mask: np.ndarray, image_file: Path, label_file: Path
 ) -> None:
-    missing = [stem for stem in stems if stem not in found]
-    if missing:
+    (height, width), (rows, columns) = image.shape[:2], mask.shape[:2]
+    if (height, width) != (rows, columns):
         raise ValueError(
-            f"{len(missing)} {what} are missing in {folder}, with the stems (file "
-            f"names without suffix): {', '.join(shorten(missing))}"
+            f"{image_file} is {height}x{width} (height x width, EXIF orientation "
+            f"applied), but its label {label_file} is {rows}x{columns}; set "
+            "resize_labels=True to resize labels to their images"
         )
+
+
+def _refuse_pairs(problems: Sequence[str], root: Path) -> None:
+    count = f"{len(problems)} file{'s' * (len(problems) > 1)}"
+    head = (
+        f"{count} in {root} cannot be paired. Files pair by their path below the two "
+        "folders without suffix; image_suffix and label_suffix say what the suffix is:"
+    )
+    raise ValueError("\n".join([head, *shorten(problems)]))
 
 
 # Types of numbers in an image of more than three channels.
@@ -204,7 +287,7 @@ class CheckedSource:
                 "[H, W] of integers"
             )
         label = label.astype(np.int32)
-        label = to_classes(label, f"example {name}", num_classes=self.num_classes)
+        check_classes(label, f"example {name}", num_classes=self.num_classes)
         return {"image": image, "label": label, "name": name}
 
     def _checked_image(

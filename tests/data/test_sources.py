@@ -1,8 +1,10 @@
+import pickle
+
 import numpy as np
 import pytest
 from PIL import Image
 
-from fcn_jax.data.sources import CheckedSource, FolderSource
+from fcn_jax.data.sources import CheckedSource, ExampleError, FolderSource
 
 LABEL = np.array([[0, 1, 2], [2, 1, 255]], np.uint8)
 IMAGE = np.arange(18, dtype=np.uint8).reshape(2, 3, 3)
@@ -63,8 +65,8 @@ def test_folder_source_gives_its_own_void_value_as_255(tmp_path):
         ({"labels": "masks"}, r"labels: .*masks is not a folder.*under root"),
         ({"list_file": "{split}.txt"}, r"list_file: .*train.txt is not a file"),
         ({"images": "empty"}, r"images: .*empty holds no images"),
-        ({"labels": "empty"}, r"labels: .*empty holds no PNG files"),
-        ({"list_file": "blank.txt"}, r"blank.txt lists nothing.*one stem per line"),
+        ({"labels": "empty"}, r"labels: .*empty holds no masks"),
+        ({"list_file": "blank.txt"}, r"blank.txt lists nothing.*one name per line"),
     ],
 )
 def test_folder_source_missing_part_names_it(tmp_path, changes, missing):
@@ -80,41 +82,173 @@ def test_folder_source_missing_root_names_it(tmp_path):
         open_folder(tmp_path / "nowhere")
 
 
-@pytest.mark.parametrize(
-    "gone, what", [("labels", "label PNGs are missing"), ("images", "images are")]
-)
-def test_folder_source_missing_halves_are_counted_and_named(tmp_path, gone, what):
+@pytest.mark.parametrize("gone", ["labels", "images"])
+def test_folder_source_incomplete_pairs_are_counted_and_named(tmp_path, gone):
     for i in range(8):
         save_pair(tmp_path, f"s{i}")
     for i in range(1, 8):
         (tmp_path / gone / f"s{i}.png").unlink()
-    named = rf"7 {what}.*{gone}.*: s1, s2, s3, s4, s5, \.\.\. and 2 more"
-    with pytest.raises(ValueError, match=named):
+    with pytest.raises(ValueError) as error:
         open_folder(tmp_path)
+    head, *lines = str(error.value).splitlines()
+    assert head.startswith("7 files in ") and "image_suffix and label_suffix" in head
+    missing = [f"s{i}.png is missing in {tmp_path / gone}" for i in range(1, 6)]
+    assert lines == [*missing, "... and 2 more"]
+    source = open_folder(tmp_path, strict=False)
+    assert len(source.problems) == 7 and len(source) == 1
+    assert source[0]["name"] == "s0"
 
 
-@pytest.mark.parametrize("entry", ["x.png", "../../secret"])
-def test_folder_source_list_entry_without_image_is_refused(tmp_path, entry):
-    root = tmp_path / "deep"
-    root.mkdir()
-    save_pair(root, "x")
-    Image.fromarray(IMAGE).save(tmp_path / "secret.png")
-    (root / "train.txt").write_text(entry)
-    with pytest.raises(ValueError, match="1 images listed in .*train.txt are missing"):
-        open_folder(root, list_file="train.txt")
-
-
-def test_folder_source_two_images_of_one_stem_are_refused(tmp_path):
+def test_folder_source_says_in_one_line_what_was_paired(tmp_path, caplog):
     save_pair(tmp_path, "x")
-    Image.fromarray(IMAGE).save(tmp_path / "images" / "x.bmp")
-    with pytest.raises(ValueError, match="both x.bmp and x.png"):
-        open_folder(tmp_path)
+    (tmp_path / "train.txt").write_text("x")
+    with caplog.at_level("INFO", logger="fcn_jax"):
+        open_folder(tmp_path, list_file="{split}.txt")
+    assert caplog.messages == [
+        "train: 1 pair of images/*.png with labels/*.png, by train.txt"
+    ]
 
 
 def test_folder_source_different_sizes_names_both(tmp_path):
     save_pair(tmp_path, "x", label=LABEL.T.copy())
     with pytest.raises(ValueError, match=r"x.png is 2x3 .*labels.x.png is 3x2"):
         open_folder(tmp_path)[0]
+
+
+def test_folder_source_resizes_labels_on_demand_by_nearest_centre(tmp_path):
+    label = np.array([[0, 1, 2, 0, 1, 2], [2, 1, 255, 0, 0, 0]], np.uint8)
+    save_pair(tmp_path, "x", label=label)  # Width 6 to 3, height 2 to 2.
+    with pytest.raises(ExampleError, match="x.png is 2x6; set resize_labels=True"):
+        open_folder(tmp_path)[0]
+    found = open_folder(tmp_path, resize_labels=True)[0]["label"]
+    # The centres of the new columns are at 1, 3 and 5 of 6: the pixels 1, 3 and 5.
+    np.testing.assert_array_equal(found, [[1, 0, 2], [1, 0, 0]])
+    assert found.dtype == np.int32
+
+
+def test_folder_source_names_all_faults_of_an_example_at_once(tmp_path):
+    save_pair(tmp_path, "x", label=np.array([[0, 7, 3, 255]], np.uint8))
+    source = open_folder(tmp_path)
+    with pytest.raises(ExampleError) as error:
+        source[0]
+    values, size = str(error.value).splitlines()
+    assert "labels/x.png: label values 3, 7 are neither" in values
+    assert "images/x.png is 2x3" in size and "x.png is 1x4" in size
+    assert error.value.problems == [values, size]
+    assert error.value.label_values == (3, 7)
+    for kind in ("images", "labels"):
+        (tmp_path / kind / "x.png").write_text("<html>404</html>")
+    with pytest.raises(ExampleError) as error:
+        source[0]
+    image, label = pickle.loads(pickle.dumps(error.value)).problems
+    assert "images/x.png: cannot be read" in image
+    assert "labels/x.png: cannot be read" in label
+    assert error.value.label_values == ()
+
+
+def test_folder_source_survives_pickle(tmp_path):
+    save_pair(tmp_path, "x")
+    palette = ((0, 0, 0), (1, 1, 1), (2, 2, 2))
+    source = open_folder(tmp_path, palette=palette, void_colors=((9, 9, 9),))
+    copy = pickle.loads(pickle.dumps(source))
+    np.testing.assert_array_equal(copy[0]["label"], source[0]["label"])
+
+
+PALETTE = ((0, 0, 0), (200, 10, 10), (10, 200, 10))
+
+
+def test_folder_source_colour_masks_skip_the_map_of_values(tmp_path):
+    colors = np.array([*PALETTE, (255, 255, 255)], np.uint8)
+    save_pair(tmp_path, "x", label=colors[[[0, 1, 2], [2, 3, 0]]])
+    with pytest.raises(ExampleError, match="mode RGB; set palette"):
+        open_folder(tmp_path)[0]
+    options = {"palette": PALETTE, "label_map": ((0, 1), (1, 0)), "ignore_label": 77}
+    with pytest.raises(ExampleError, match=r"\(255, 255, 255\) in 1 pixel are"):
+        open_folder(tmp_path, **options)[0]
+    source = open_folder(tmp_path, void_colors=((255, 255, 255),), **options)
+    np.testing.assert_array_equal(source[0]["label"], [[0, 1, 2], [2, 255, 0]])
+
+
+def test_folder_source_index_masks_count_by_index_whatever_the_palette(tmp_path):
+    save_pair(tmp_path, "x")
+    found = open_folder(tmp_path, palette=((0, 0, 0),) * 3)[0]["label"]
+    np.testing.assert_array_equal(found, LABEL)
+
+
+def test_folder_source_hints_at_colours_behind_wrong_indices(tmp_path):
+    save_pair(tmp_path, "x")
+    label = Image.fromarray(np.array([[3, 4, 5]] * 2, np.uint8)).convert("P")
+    label.putpalette([0] * 9 + [value for color in PALETTE for value in color])
+    label.putdata([3, 4, 5] * 2)
+    label.save(tmp_path / "labels" / "x.png")
+    with pytest.raises(ExampleError, match="colours are those of palette.* as RGB"):
+        open_folder(tmp_path, palette=PALETTE)[0]
+    with pytest.raises(ExampleError, match="raise num_classes to 6") as error:
+        open_folder(tmp_path, palette=((9, 9, 9), *PALETTE[1:]))[0]
+    assert "as RGB" not in str(error.value)
+    assert error.value.label_values == (3, 4, 5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"palette": PALETTE[:2]}, "palette has 2 colours for 3 classes"),
+        ({"palette": (PALETTE[0],) * 3, "nearest_color": True}, "more than once"),
+        ({"palette": PALETTE, "void_colors": ((0, 0),)}, r"void_colors have \(0, 0\)"),
+        ({"void_colors": ((0, 0, 0),)}, "palette is empty"),
+    ],
+)
+def test_folder_source_colours_that_cannot_tell_classes_are_refused(
+    tmp_path, changes, message
+):
+    save_pair(tmp_path, "x")
+    with pytest.raises(ValueError, match=message):
+        open_folder(tmp_path, **changes)
+
+
+def save_layouts(root, truth):
+    """Save a mask of 0, 1 and 255 in five ways; give the options of each."""
+    colors = np.zeros((*truth.shape, 3), np.uint8)
+    colors[truth == 1], colors[truth == 255] = (0, 128, 0), (255, 255, 255)
+    palette = Image.fromarray(truth).convert("P")
+    palette.putpalette([9, 9, 9, 8, 8, 8] * 128)
+    palette.putdata(truth.ravel().tolist())
+    white = np.where(truth == 1, 255, np.where(truth == 255, 7, 0)).astype(np.uint8)
+    saved = {
+        "index": Image.fromarray(truth),
+        "palette": palette,
+        "colour": Image.fromarray(colors),
+        "white": Image.fromarray(white),
+    }
+    for name, image in saved.items():
+        save_pair(root / name, "x")
+        image.save(root / name / "labels" / "x.png")
+    save_pair(root / "npy", "x")
+    (root / "npy" / "labels" / "x.png").unlink()
+    np.save(root / "npy" / "labels" / "x.npy", truth.astype(np.int64))
+    greens = {"palette": ((0, 0, 0), (0, 128, 0)), "void_colors": ((255, 255, 255),)}
+    white = {"label_map": ((255, 1),), "ignore_label": 7}
+    return dict.fromkeys((*saved, "npy"), {}) | {"colour": greens, "white": white}
+
+
+def test_folder_source_five_kinds_of_masks_give_equal_examples(tmp_path):
+    truth = np.array([[0, 1, 1], [0, 255, 1]], np.uint8)
+    for name in ("index", "palette", "colour", "white", "npy"):
+        (tmp_path / name).mkdir()
+    for name, options in save_layouts(tmp_path, truth).items():
+        example = open_folder(tmp_path / name, num_classes=2, **options)[0]
+        np.testing.assert_array_equal(example["image"], IMAGE)
+        np.testing.assert_array_equal(example["label"], truth, err_msg=name)
+        assert example["label"].dtype == np.int32 and example["name"] == "x"
+
+
+def test_folder_source_white_masks_need_the_map_of_255(tmp_path):
+    save_pair(tmp_path, "x", label=np.array([[0, 255, 0]] * 2, np.uint8))
+    with pytest.raises(ExampleError, match=r"label_map=\(\(255, 1\),\)"):
+        open_folder(tmp_path, num_classes=2)[0]
+    for new in (1, 255):
+        source = open_folder(tmp_path, num_classes=2, label_map=((255, new),))
+        np.testing.assert_array_equal(source[0]["label"], [[0, new, 0]] * 2)
 
 
 def test_folder_source_value_out_of_range_names_values_and_arguments(tmp_path):
@@ -165,6 +299,12 @@ def test_checked_source_names_an_example_of_another_form(example, message):
     source = CheckedSource([example], num_classes=3)
     with pytest.raises(ValueError, match=message):
         source[0]
+
+
+def test_checked_source_takes_255_as_void_between_two_classes():
+    label = np.array([[0, 255, 0]] * 2)
+    found = CheckedSource([(IMAGE, label)], num_classes=2)[0]["label"]
+    np.testing.assert_array_equal(found, label)
 
 
 def test_checked_source_refuses_what_has_no_length():

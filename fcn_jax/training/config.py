@@ -30,6 +30,10 @@ from fcn_jax.weights.download import PUBLISHED
 CONFIG_FILE = "config.json"  # In a run directory.
 DTYPES = ("float32", "bfloat16")
 SHAPES_TRAIN, SHAPES_EVAL = 4000, 100
+_OF_FOLDERS = (  # Fields of Data that FolderSource takes by the same names.
+    *("root", "images", "labels", "list_file", "image_suffix", "label_suffix"),
+    *("extra_images", "palette", "void_colors", "nearest_color", "resize_labels"),
+)
 
 
 @dataclass
@@ -76,15 +80,25 @@ class Data:
         label_feature: feature of a TFDS data set that holds the mask.
         images: folder of the images under root; {split} stands for the split.
         labels: folder of the masks under root, likewise.
-        list_file: text file under root with the names of a split; "" for all files.
+        image_suffix: the end of the names of images, such as "_leftImg8bit.png"; other
+            files are left out. "" takes all images.
+        label_suffix: likewise for masks.
+        extra_images: folders of further channels, such as ("depth/{split}",), each
+            perhaps with a suffix: "disparity/{split}/*_disparity.png".
+        list_file: text file under root with the names of a split, or with the paths of
+            images and masks in two columns; "" for all files.
         train_split: the split to train on.
         eval_split: the split to evaluate on.
         num_classes: number of classes, at most 255.
         class_names: one name for each class, or ().
-        palette: (red, green, blue) of each class; () for the colours of PASCAL VOC.
+        palette: (red, green, blue) of each class, for pictures and for masks of
+            colours; () for the colours of PASCAL VOC in pictures.
+        void_colors: (red, green, blue) of void pixels in masks of colours.
+        nearest_color: whether other colours in masks count as the nearest of these.
         ignore_label: the value of void pixels in the masks.
         label_map: ((value in the masks, class or void), ...); other values stay.
         reduce_zero_label: whether 0 in the masks is void and k is class k - 1.
+        resize_labels: whether a mask of another size is resized to its image.
         size: (height, width) to resize all images to; () keeps their sizes.
         scale: (low, high) of the random factor of training images.
         crop: (height, width) of random training crops; () for none.
@@ -110,15 +124,21 @@ class Data:
     label_feature: str = "label"
     images: str = "images/{split}"
     labels: str = "labels/{split}"
+    image_suffix: str = ""
+    label_suffix: str = ""
+    extra_images: tuple = ()
     list_file: str = ""
     train_split: str = "train"
     eval_split: str = "val"
     num_classes: int = 21
     class_names: tuple = ()
     palette: tuple = ()
+    void_colors: tuple = ()
+    nearest_color: bool = False
     ignore_label: int = 255
     label_map: tuple = ()
     reduce_zero_label: bool = False
+    resize_labels: bool = False
     size: tuple = ()
     scale: tuple = (1.0, 1.0)
     crop: tuple = ()
@@ -308,13 +328,15 @@ def _data_problems(data: Data) -> Iterator[str]:
             f"data.ignore_label = {data.ignore_label} is one of the {data.num_classes} "
             "classes: use another value for void, such as 255"
         )
-    if data.label_map and data.reduce_zero_label:
-        yield "data.label_map and reduce_zero_label are both set: set one of them"
-    for pair in data.label_map:
-        match tuple(pair):
-            case (int(old), int(_)) if 0 <= old < 2**16:
-                continue
-        yield f"data.label_map has {pair!r}, want (value in the masks, class)"
+    yield from _label_map_problems(data)
+    yield from _color_problems(data)
+    if isinstance(data.extra_images, str) or not all(
+        isinstance(folder, str) and folder for folder in data.extra_images
+    ):
+        yield (
+            f"data.extra_images = {data.extra_images!r} must be a tuple of folders, "
+            'such as ("depth/{split}",)'
+        )
     if data.crop and not (len(data.crop) == 2 and all(map(_is_side, data.crop))):
         yield f"data.crop = {data.crop} must be (height, width) or ()"
     if len(data.scale) != 2 or not 0 < data.scale[0] <= data.scale[1]:
@@ -329,6 +351,32 @@ def _data_problems(data: Data) -> Iterator[str]:
         )
     if data.transform and not re.fullmatch(r"\w+(\.\w+)*:\w+", data.transform):
         yield f"data.transform = {data.transform!r} must be package.module:function"
+
+
+def _label_map_problems(data: Data) -> Iterator[str]:
+    if data.label_map and data.reduce_zero_label:
+        yield "data.label_map and reduce_zero_label are both set: set one of them"
+    if data.reduce_zero_label and data.ignore_label == data.num_classes:
+        yield (
+            f"data.ignore_label = {data.ignore_label} is class {data.num_classes - 1} "
+            "in the masks, because of reduce_zero_label: use a larger value for void"
+        )
+    for pair in data.label_map:
+        match tuple(pair):
+            case (int(old), int(_)) if 0 <= old < 2**16:
+                continue
+        yield f"data.label_map has {pair!r}, want (value in the masks, class)"
+
+
+def _color_problems(data: Data) -> Iterator[str]:
+    for color in data.void_colors:
+        match color:
+            case [int(r), int(g), int(b)] if 0 <= min(r, g, b) <= max(r, g, b) <= 255:
+                continue
+        yield f"data.void_colors has {color!r}, want (red, green, blue) from 0 to 255"
+    for name in ("void_colors", "nearest_color"):
+        if getattr(data, name) and not data.palette:
+            yield f"data.{name} is set, but data.palette has no colours of the classes"
 
 
 def _run_problems(config: Config) -> Iterator[str]:
@@ -381,8 +429,14 @@ def make_network(config: Config, params: Any = None) -> Network:
     return Network(params, model, config.class_names(), data.palette, data.size)
 
 
-def make_source(config: Config, split: str) -> Any:
+def make_source(config: Config, split: str, *, strict: bool = True) -> Any:
     """Open the images and labels of a split (fcn_jax.data.sources).
+
+    Args:
+        config: the config.
+        split: the split.
+        strict: whether a file without its counterpart is an error. If not, the
+            ``problems`` of a source of a folder tell of it.
 
     Raises:
         ValueError: if they are not where the config says.
@@ -401,8 +455,9 @@ def make_source(config: Config, split: str) -> Any:
         arguments["label_map"] = ((0, data.ignore_label), *shifted)
     try:
         if data.name == "folder":
-            arguments |= fields(data, "root", "images", "labels", "list_file")
-            return FolderSource(split=split, **arguments)
+            return FolderSource(
+                split=split, strict=strict, **arguments, **fields(data, *_OF_FOLDERS)
+            )
         return TfdsSource(
             data.name,
             split=split,

@@ -65,6 +65,11 @@ def test_missing_weights_say_where_to_get_them():
     ("part", "field", "value", "message"),
     [
         ("data", "label_map", ((0,),), r"config.data.label_map has \(0,\), want"),
+        ("data", "void_colors", ((1, 2, 3),), "void_colors is set, but data.palette"),
+        ("data", "void_colors", ((1, 2),), r"data.void_colors has \(1, 2\), want"),
+        ("data", "nearest_color", True, "nearest_color is set, but data.palette has"),
+        ("data", "extra_images", "depth", "extra_images = 'depth' must be a tuple"),
+        ("data", "extra_images", (3,), r"extra_images = \(3,\) must be a tuple of"),
         (None, "class_weights", (1.0, 2.0), "has 2 numbers for 21 classes"),
         (None, "class_balance", "even", "config.class_balance = 'even' is not one of"),
         ("data", "class_names", ("a", "b"), "data.class_names has 2 entries for 21"),
@@ -168,3 +173,125 @@ def test_label_map_and_reduce_zero_label_reach_the_source(tmp_path):
     np.testing.assert_array_equal(
         make_source(config, "val")[0]["label"], [[2, 1, 2, 255]]
     )
+
+
+def test_void_that_reduce_zero_label_makes_a_class_is_refused():
+    config = Config(data=Data(root=".", num_classes=255, reduce_zero_label=True))
+    with pytest.raises(
+        ValueError, match="ignore_label = 255 is class 254 in the masks"
+    ):
+        check(config)
+    config.data.ignore_label = 256
+    check(config)
+
+
+def save(root, name, pixels):
+    path = root / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.asarray(pixels, np.uint8)).save(path)
+
+
+def recipe(name, root, **changes):
+    config = config_of(ROOT / "configs" / f"{name}.py")
+    config.data = dataclasses.replace(config.data, root=str(root), **changes)
+    return config
+
+
+RGB = np.zeros((1, 5, 3))
+
+
+def test_cityscapes_config_reads_the_tree_of_the_archives(tmp_path, caplog):
+    name = "bonn_000001_000019"
+    save(tmp_path, f"leftImg8bit/val/bonn/{name}_leftImg8bit.png", RGB)
+    masks = {"labelIds": [[7, 33, 0, 29, 255]], "instanceIds": RGB, "color": RGB}
+    for kind, mask in masks.items():
+        save(tmp_path, f"gtFine/val/bonn/{name}_gtFine_{kind}.png", mask)
+    (tmp_path / "gtFine" / "val" / "bonn" / f"{name}_gtFine_polygons.json").touch()
+    config = recipe("cityscapes", tmp_path)
+    with caplog.at_level("INFO", logger="fcn_jax"):
+        (example,) = make_source(config, "val")
+    assert caplog.messages == [
+        "val: 1 pair of leftImg8bit/val/bonn/*_leftImg8bit.png with "
+        "gtFine/val/bonn/*_gtFine_labelIds.png, by name"
+    ]
+    assert example["name"] == f"bonn/{name}"
+    # Road is the first class, bicycle the last; unlabelled, caravan and -1 are void.
+    np.testing.assert_array_equal(example["label"], [[0, 18, 255, 255, 255]])
+    save(tmp_path, f"gtFine/val/bonn/{name}_gtFine_labelIds.png", [[7, 34, 0, 0, 0]])
+    with pytest.raises(ValueError, match="label values 34 are neither"):
+        make_source(config, "val")[0]
+
+
+def test_cityscapes_config_has_the_train_ids_of_its_scripts():
+    data = config_of(ROOT / "configs" / "cityscapes.py").data
+    # From the table of the classes on cityscapes-dataset.com: ids that are evaluated.
+    ids = [7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33]
+    assert [old for old, new in data.label_map if new != 255] == ids
+    assert [new for _, new in data.label_map if new != 255] == list(range(19))
+    assert data.num_classes == len(data.class_names) == len(set(data.palette)) == 19
+    assert dict(zip(data.class_names, ids, strict=True))["train"] == 31
+
+
+def test_ade20k_config_reads_the_tree_of_the_archive(tmp_path):
+    save(tmp_path, "images/validation/ADE_val_00000001.jpg", RGB)
+    mask = "annotations/validation/ADE_val_00000001.png"
+    save(tmp_path, mask, [[0, 1, 2, 150, 255]])
+    config = recipe("ade20k", tmp_path)
+    names = config.data.class_names
+    assert len(names) == len(set(names)) == 150
+    assert (names[0], names[58], names[149]) == ("wall", "screen door", "flag")
+    (example,) = make_source(config, config.data.eval_split)
+    np.testing.assert_array_equal(example["label"], [[255, 0, 1, 149, 255]])
+    save(tmp_path, mask, [[0, 1, 2, 151, 254]])
+    with pytest.raises(ValueError, match="label values 151, 254 are neither"):
+        make_source(config, "validation")[0]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"images": "{split}", "labels": "{split}annot"},
+        {"list_file": "{split}.txt"},
+    ],
+    ids=["folders", "list"],
+)
+def test_camvid_config_reads_segnets_folders_as_its_help_says(tmp_path, changes):
+    names = ("0001TP_006720", "0001TP_006690")
+    for i, name in enumerate(names):
+        save(tmp_path, f"train/{name}.png", RGB)
+        save(tmp_path, f"trainannot/{name}.png", [[i, 0, 10, 11, 4]])
+    folder = "/SegNet/CamVid/train"
+    lines = (f"{folder}/{name}.png {folder}annot/{name}.png\n" for name in names)
+    (tmp_path / "train.txt").write_text("".join(lines))
+    config = recipe("camvid", tmp_path, **changes)
+    for field, value in changes.items():
+        assert f"--config.data.{field}={value}" in config.data.help
+    first, second = make_source(config, "train")
+    assert {Path(example["name"]).name for example in (first, second)} == set(names)
+    listed = "list_file" in changes
+    np.testing.assert_array_equal(first["label"], [[0 if listed else 1, 0, 10, 255, 4]])
+
+
+def test_fields_of_folders_reach_the_source(tmp_path):
+    save(tmp_path, "images/val/a_left.png", np.zeros((2, 2, 3)))
+    save(tmp_path, "images/val/b_left.png", np.zeros((2, 2, 3)))
+    save(tmp_path, "labels/val/a_mask.png", [[[9, 0, 0], [0, 8, 0]]])
+    palette = ((10, 0, 0), (0, 10, 0))
+    data = Data(
+        root=str(tmp_path),
+        num_classes=2,
+        image_suffix="_left.png",
+        label_suffix="_mask.png",
+        palette=palette,
+        void_colors=((0, 0, 10),),
+        nearest_color=True,
+        resize_labels=True,
+        help="Ask for it.",
+    )
+    with pytest.raises(ValueError, match="(?s)1 file in .*b_mask.png is .*Ask for it"):
+        make_source(Config(data=data), "val")
+    source = make_source(Config(data=data), "val", strict=False)
+    assert source.problems == [
+        f"b_mask.png is missing in {tmp_path / 'labels' / 'val'}"
+    ]
+    np.testing.assert_array_equal(source[0]["label"], [[0, 1], [0, 1]])

@@ -1,8 +1,13 @@
 """Survey a split before training: count its classes, find broken and odd examples."""
 
+import contextlib
+import functools
 import hashlib
 import itertools
+import math
 import operator
+import time
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,14 +30,18 @@ class Survey:
     class_pixels: np.ndarray  # [C] int64, pixels of each class.
     class_images: np.ndarray  # [C] int64, images in which each class occurs.
     class_image_pixels: np.ndarray  # [C] int64, pixels of those images, void included.
-    color_sums: np.ndarray  # [3] int64, sums of red, green and blue over all pixels.
+    channel_sums: np.ndarray  # [N] float64, sums of each channel over all pixels.
+    channel_squares: np.ndarray  # [N] float64, sums of the squared values.
     examples: int = 0  # Usable or not.
     void_pixels: int = 0
-    # Of the usable examples: name, (H, W), hash of the pixels.
+    # Of the usable examples: name, (H, W), hash of the pixels, share of void pixels.
     names: list[str] = field(default_factory=list)
     sizes: list[tuple[int, int]] = field(default_factory=list)
     digests: list[str] = field(default_factory=list)
-    # One line for each unusable example, and for each thing probably not intended.
+    void_shares: list[float] = field(default_factory=list)
+    # Values that are neither classes nor void, with the number of masks they are in.
+    unknown_values: Counter[int] = field(default_factory=Counter)
+    # One line for each fault of an example, and for each thing probably not intended.
     problems: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
@@ -53,9 +62,21 @@ class Survey:
         return self.void_pixels / max(1, self._pixels)
 
     @property
-    def mean_rgb(self) -> tuple[float, float, float]:
-        """Return the mean colour of all pixels, in [0, 255]; black without pixels."""
-        return tuple((self.color_sums / max(1, self._pixels)).tolist())
+    def mean(self) -> np.ndarray:
+        """Return the mean of each channel over all pixels: [N] float, 0 without any."""
+        return self.channel_sums / max(1, self._pixels)
+
+    @property
+    def std(self) -> np.ndarray:
+        """Return the standard deviation of each channel over all pixels: [N] float."""
+        variance = self.channel_squares / max(1, self._pixels) - self.mean**2
+        return np.sqrt(np.maximum(variance, 0))
+
+    def most_void(self, n: int) -> list[tuple[str, float]]:
+        """Return the n names of the largest void shares above 0, with the shares."""
+        pairs = zip(self.names, self.void_shares, strict=True)
+        ranked = sorted(pairs, key=lambda pair: -pair[1])
+        return [(name, share) for name, share in ranked[:n] if share > 0]
 
     @property
     def _pixels(self) -> int:
@@ -63,34 +84,50 @@ class Survey:
 
 
 def survey_source(
-    source: Any, *, num_classes: int, threads: int = 4, progress: bool = True
+    source: Any,
+    *,
+    num_classes: int,
+    in_channels: int = 3,
+    threads: int = 4,
+    seconds: float = math.inf,
+    progress: bool = True,
 ) -> Survey:
-    """Read and count every example of a split; record errors instead of raising them.
+    """Read and count the examples of a split; record errors instead of raising them.
 
     Args:
         source: the split, as `fcn_jax.data.sources.CheckedSource` takes it.
         num_classes: C, at most 255.
+        in_channels: N, the channels of an image.
         threads: number of reading threads. The result does not depend on it.
+        seconds: when to stop reading. With a limit, the examples are read in an order
+            whose first part is spread over the whole split.
         progress: whether to show a progress bar.
 
     Returns:
-        The survey; its names and lines are in the order of the source.
+        The survey; its names and lines are in the order of reading, which without a
+        limit is that of the source.
     """
-    source = CheckedSource(source, num_classes=num_classes)
+    source = CheckedSource(source, num_classes=num_classes, in_channels=in_channels)
+    empty = functools.partial(_empty, num_classes, in_channels)
+    n, total, end = len(source), empty(), time.monotonic() + seconds
+    order = range(n) if math.isinf(seconds) else _spread(n)
 
-    def survey_index(i: int) -> Survey:
+    def survey_index(k: int) -> Survey:
         try:
-            return _survey_example(source[i], num_classes)
+            return _survey_example(source[order[k]], num_classes)
         except ValueError as error:
-            problem = str(error)
+            problems = getattr(error, "problems", [str(error)])
+            values = Counter(getattr(error, "label_values", ()))
         except Exception as error:  # A user's source may raise anything.
-            problem = f"example {i}: {type(error).__name__}: {error}"
-        return _empty(num_classes, examples=1, problems=[problem])
+            problems = [f"example {order[k]}: {type(error).__name__}: {error}"]
+            values = Counter()
+        return empty(examples=1, problems=problems, unknown_values=values)
 
-    n, total = len(source), _empty(num_classes)
-    parts = read_ahead(survey_index, n, threads=threads)
-    for part in tqdm(parts, "survey", total=n, unit="image", disable=not progress):
-        total += part
+    with contextlib.closing(read_ahead(survey_index, n, threads=threads)) as parts:
+        for part in tqdm(parts, "survey", n, unit="image", disable=not progress):
+            total += part
+            if time.monotonic() > end:
+                break
     total.warnings = [*_absent_classes(total), *total.warnings, *_duplicates(total)]
     return total
 
@@ -110,13 +147,16 @@ def overlaps(surveys: Mapping[str, Survey]) -> list[str]:
 
 def survey_table(surveys: Mapping[str, Survey], class_names: Sequence[str]) -> str:
     """Format surveys as two tables: of the splits, and of the classes in each."""
-    splits = [("split", "images", "read", "height x width", "mean RGB", "void")]
+    splits = [("split", "images", "read", "height x width", "mean", "std", "void")]
     columns = [["class", *class_names]]
     for split, survey in surveys.items():
         counts = str(survey.examples), str(len(survey.names))
-        mean = " ".join(f"{value:.1f}" for value in survey.mean_rgb)
+        mean, std = (
+            " ".join(f"{value:.1f}" for value in values)
+            for values in (survey.mean, survey.std)
+        )
         void = f"{100 * survey.void_share:.2f}%"
-        splits.append((split, *counts, _size_range(survey.sizes), mean, void))
+        splits.append((split, *counts, _size_range(survey.sizes), mean, std, void))
         columns.append([f"{split} pixels", *map(_percent, survey.shares)])
         columns.append([f"{split} images", *map(str, survey.class_images)])
     return "\n".join([*_aligned(zip(*splits, strict=True)), "", *_aligned(columns)])
@@ -154,9 +194,26 @@ def class_weights(survey: Survey, balance: str) -> np.ndarray:
     return weights
 
 
-def _empty(num_classes: int, **values: Any) -> Survey:
-    sizes = (num_classes, num_classes, num_classes, 3)
-    return Survey(*(np.zeros(n, np.int64) for n in sizes), **values)
+def _empty(num_classes: int, in_channels: int, **values: Any) -> Survey:
+    counts = (np.zeros(num_classes, np.int64) for _ in range(3))
+    return Survey(*counts, np.zeros(in_channels), np.zeros(in_channels), **values)
+
+
+def _spread(n: int) -> list[int]:
+    """Return range(n) in an order of which every beginning is spread over the whole."""
+    step = round(0.618 * n) or 1  # The golden ratio leaves the most even gaps.
+    while math.gcd(step, n) > 1:
+        step += 1
+    return [i * step % n for i in range(n)]
+
+
+def _channel_sums(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the sums of each channel and of its squares, exact for integers."""
+    sums = []
+    for channel in np.moveaxis(image, -1, 0):
+        values = channel.astype(np.float64)
+        sums.append((values.sum(), np.square(values).sum()))
+    return tuple(np.array(sums).T)
 
 
 def _survey_example(example: dict, num_classes: int) -> Survey:
@@ -169,17 +226,19 @@ def _survey_example(example: dict, num_classes: int) -> Survey:
         warnings = [f"{name}: {100 * void / label.size:.1f}% of the pixels are void"]
     digest = hashlib.blake2b(np.ascontiguousarray(image), digest_size=16)
     digest.update(str(image.shape).encode())
+    sums, squares = _channel_sums(image)
     return Survey(
         class_pixels,
         class_images=(class_pixels > 0).astype(np.int64),
         class_image_pixels=label.size * (class_pixels > 0),
-        # Summing over rows first is several times as fast as over all pixels at once.
-        color_sums=image.sum(axis=0, dtype=np.int64).sum(axis=0),
+        channel_sums=sums,
+        channel_squares=squares,
         examples=1,
         void_pixels=void,
         names=[name],
         sizes=[label.shape],
         digests=[digest.hexdigest()],
+        void_shares=[void / label.size],
         warnings=warnings,
     )
 

@@ -1,7 +1,7 @@
 """The check-data command: survey the splits that a config names, before a run."""
 
-import dataclasses
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,22 +9,16 @@ import numpy as np
 
 from fcn_jax.data.loader import train_batches
 from fcn_jax.data.shorten import shorten
-from fcn_jax.data.survey import (
-    BALANCES,
-    Survey,
-    class_weights,
-    overlaps,
-    survey_source,
-    survey_table,
-)
+from fcn_jax.data.survey import BALANCES, Survey, class_weights, survey_table
 from fcn_jax.files import write_json
 from fcn_jax.training.augmentation import training_augment
-from fcn_jax.training.config import Config, check, fields, make_source
+from fcn_jax.training.config import Config, fields
+from fcn_jax.training.faults import Faults, find_faults, open_splits, survey_splits
 from fcn_jax.visualize import augmented_rows, class_chart
 
-_MAX_LINES = 20  # Printed lines of problems or warnings; data.json has all of them.
+_MAX_LINES = 20  # Printed lines of a kind; data.json has all of them.
 _MAX_OVERLAPS = 10
-_MIN_THREADS = 4
+_MOST_VOID = 5
 _AUGMENTED = 12  # Training examples in augmented.png.
 
 
@@ -44,59 +38,44 @@ def check_data(
         progress: whether to show progress bars.
 
     Returns:
-        The exit status: 1 if an example or a split cannot be used or the splits
-        overlap, else 0. Warnings alone give 0.
+        The exit status: 1 if anything would stop a run or spoil its figures, else 0.
+        Warnings alone give 0.
     """
-    sources, problems = _open_sources(config)
-    surveys = {
-        split: survey_source(
-            source,
-            num_classes=config.data.num_classes,
-            threads=max(_MIN_THREADS, config.data.threads),
-            progress=progress,
-        )
-        for split, source in sources.items()
-    }
+    sources, problems = open_splits(config)
+    surveys = survey_splits(config, sources, progress=progress)
+    faults = find_faults(sources, surveys)
     if augmented and config.data.train_split in sources:
         problems += _draw_augmented(config, sources[config.data.train_split], out)
-    names, shared = config.class_names(), shorten(overlaps(surveys), _MAX_OVERLAPS)
-    report = {"Problems": problems.copy(), "Overlaps": shared, "Warnings": []}
-    for split, survey in surveys.items():
-        report["Problems"] += [f"{split}: {line}" for line in survey.problems]
-        report["Warnings"] += [f"{split}: {line}" for line in survey.warnings]
+    faults = Faults(problems + faults.problems, faults.overlaps, faults.warnings)
+    names = config.class_names()
+    if len(names) != config.data.num_classes:
+        names = replace(config, data=replace(config.data, class_names=())).class_names()
     if surveys:
         print(survey_table(surveys, names))
-    for title, lines in report.items():
-        print("\n  ".join([f"\n{title}:", *shorten(lines or ["none"], _MAX_LINES)]))
+        _print_list("Most void", _most_void(surveys))
+    _print_list("Problems", faults.problems)
+    _print_list("Overlaps", shorten(faults.overlaps, _MAX_OVERLAPS))
+    _print_list("Warnings", faults.warnings)
     if surveys:
-        record = {"class_names": names, "problems": problems, "overlaps": shared}
         splits = {split: _record(survey) for split, survey in surveys.items()}
-        write_json(out / "data.json", {**record, "splits": splits})
+        record = {"class_names": names, **vars(faults), "splits": splits}
+        write_json(out / "data.json", record)
         shares = {split: survey.shares for split, survey in surveys.items()}
         class_chart(out / "classes.png", shares, names)
         print(f"\nWritten: {out}/data.json, {out}/classes.png")
-    return 1 if report["Problems"] or shared else 0
+    return 1 if faults.problems or faults.overlaps else 0
 
 
-def _open_sources(config: Config) -> tuple[dict[str, Any], list[str]]:
-    """Return the sources of the splits that can be read, and what is wrong."""
-    data = config.data
-    try:
-        check(dataclasses.replace(config, init_from=""))  # Weights may come later.
-    except ValueError as error:
-        return {}, [str(error)]
-    sources, problems = {}, []
-    for split in dict.fromkeys((data.train_split, data.eval_split)):
-        try:
-            sources[split] = make_source(config, split)
-        except ValueError as error:
-            problems.append(str(error))
-    if data.train_split == data.eval_split:
-        problems.append(
-            f"config.data.train_split and eval_split are both {data.train_split!r}: a "
-            "score on the training images says nothing about other images"
-        )
-    return sources, list(dict.fromkeys(problems))  # Both splits may fail alike.
+def _print_list(title: str, lines: list[str]) -> None:
+    print("\n  ".join([f"\n{title}:", *shorten(lines or ["none"], _MAX_LINES)]))
+
+
+def _most_void(surveys: dict[str, Survey]) -> list[str]:
+    return [
+        f"{split}: {name}, {100 * share:.1f}%"
+        for split, survey in surveys.items()
+        for name, share in survey.most_void(_MOST_VOID)
+    ]
 
 
 def _draw_augmented(config: Config, source: Any, out: Path) -> list[str]:
@@ -128,13 +107,13 @@ def _record(survey: Survey) -> dict[str, Any]:
         "images": survey.examples,
         "read": len(survey.names),
         "sizes": {f"{h}x{w}": n for (h, w), n in sorted(Counter(survey.sizes).items())},
-        "mean_rgb": survey.mean_rgb,
+        "mean": survey.mean.tolist(),
+        "std": survey.std.tolist(),
         "void_pixels": survey.void_pixels,
+        "void_shares": dict(survey.most_void(len(survey.names))),
         "class_pixels": survey.class_pixels.tolist(),
         "class_images": survey.class_images.tolist(),
         "class_image_pixels": survey.class_image_pixels.tolist(),
-        "problems": survey.problems,
-        "warnings": survey.warnings,
     }
     for balance in BALANCES if survey.class_pixels.any() else ():
         record[balance] = class_weights(survey, balance).round(6).tolist()

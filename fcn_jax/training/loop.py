@@ -18,6 +18,7 @@ import optax
 from tqdm import tqdm
 
 from fcn_jax.data.loader import prefetch_to_device, train_batches
+from fcn_jax.data.shapes import ShapesSource
 from fcn_jax.data.sources import CheckedSource
 from fcn_jax.parallel import Parallel, make_parallel
 from fcn_jax.processes import is_main, main_first, preempted, wait_for_all
@@ -32,6 +33,7 @@ from fcn_jax.training.config import (
     make_source,
     prefixed,
 )
+from fcn_jax.training.faults import check_quickly
 from fcn_jax.training.log import Log, Meter, read_log
 from fcn_jax.training.optim import make_optimizer, make_schedule
 from fcn_jax.training.resume import resume
@@ -100,8 +102,7 @@ def train(
         stack.callback(checkpoints.close)
         taken = checkpoints.latest_step()
         if taken is None:
-            with main_first():  # It may download the weights.
-                fetch(config.init_from)
+            _prepare(config, train_source, eval_source)
         else:
             config = resume(config, workdir, step=taken, allow_changes=allow_changes)
             if taken == config.steps and best["step"] is not None:
@@ -168,6 +169,18 @@ def _sources(config: Config, train_source: Any, eval_source: Any) -> list[Any]:
             else CheckedSource(source, num_classes=data.num_classes)
             for source, split in given
         ]
+
+
+def _prepare(config: Config, train_source: Any, eval_source: Any) -> None:
+    """Check the data of a new run, then download its weights."""
+    splits = config.data.train_split, config.data.eval_split
+    with main_first():
+        if is_main() and not isinstance(train_source, ShapesSource):
+            check_quickly(
+                config, dict(zip(splits, (train_source, eval_source), strict=True))
+            )
+        if config.init_from:
+            fetch(config.init_from)
 
 
 def _with_steps(config: Config, examples: int) -> Config:

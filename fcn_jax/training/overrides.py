@@ -120,6 +120,5 @@ def _parsed(name: str, text: str, kind: type) -> Any:
             return as_tuple(value) if isinstance(value, list | tuple) else (value,)
         return kind(text)
     except (ValueError, KeyError, SyntaxError) as error:
-        raise ValueError(
-            f"config.{name} = {text} must be of type {kind.__name__}{_EXAMPLES.get(kind, '')}"
-        ) from error
+        wanted = kind.__name__ + _EXAMPLES.get(kind, "")
+        raise ValueError(f"config.{name} = {text} must be of type {wanted}") from error

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fcn_jax.data.sources import FolderSource
+from fcn_jax.data.sources import ExampleError, FolderSource
 from fcn_jax.data.survey import (
     class_weights,
     overlaps,
@@ -82,7 +82,11 @@ def test_survey_counts_pixels_and_images_by_hand():
     assert survey.void_pixels == 1 and survey.void_share == 0.1
     np.testing.assert_allclose(survey.shares, [5 / 9, 4 / 9, 0])
     # Red: (6 * 10 + 2 * 2 + 2 * 3) / 10, and so on.
-    assert survey.mean_rgb == pytest.approx((7.0, 13.4, 69.6))
+    np.testing.assert_allclose(survey.mean, (7.0, 13.4, 69.6))
+    pixels = np.repeat([(10, 20, 30), (2, 4, 255), (3, 3, 3)], (6, 2, 2), axis=0)
+    np.testing.assert_allclose(survey.std, pixels.std(axis=0))
+    assert survey.void_shares == [1 / 6, 0, 0]
+    assert survey.most_void(2) == [("a", 1 / 6)]
     assert survey.problems == []
 
 
@@ -91,7 +95,35 @@ def test_mean_color_of_a_large_bright_image_is_exact():
     image = np.broadcast_to(np.uint8([255, 255, 254]), (*size, 3))
     label = np.broadcast_to(np.int32(0), size)
     survey = survey_of({"image": image, "label": label, "name": "a"})
-    assert survey.mean_rgb == (255, 255, 254)
+    assert survey.mean.tolist() == [255, 255, 254] and survey.std.tolist() == [0] * 3
+
+
+def test_channels_beyond_colour_are_surveyed():
+    image = np.float32([[[1, 2, 3, 1000], [1, 2, 3, 3000]]])
+    one = {"image": image, "label": np.int32([[0, 1]]), "name": "a"}
+    survey = survey_of(one, in_channels=4)
+    assert survey.problems == []
+    np.testing.assert_allclose(survey.mean, (1, 2, 3, 2000))
+    np.testing.assert_allclose(survey.std, (0, 0, 0, 1000))
+
+
+def test_survey_within_no_time_reads_a_part_spread_over_the_split():
+    examples = [example(f"{i}", [[0, 1, 2]]) for i in range(100)]
+    survey = survey_of(*examples, seconds=0, threads=1)
+    assert 0 < survey.examples < 10
+    many = survey_of(*examples, seconds=1000)
+    assert sorted(map(int, many.names)) == list(range(100))
+    first = sorted(int(name) for name in many.names[:10])
+    assert max(np.diff([0, *first, 100])) <= 20
+
+
+def test_every_fault_of_an_example_is_a_line_and_its_values_are_counted():
+    survey = survey_of(
+        ExampleError(["a: bad image", "a: bad label"], (3, 7)),
+        ExampleError(["b: bad"], (3, 7)),
+    )
+    assert survey.problems == ["a: bad image", "a: bad label", "b: bad"]
+    assert survey.unknown_values == {3: 2, 7: 2} and survey.examples == 2
 
 
 def test_bad_files_are_named_and_the_others_counted(tmp_path):
@@ -119,7 +151,7 @@ def test_bad_files_are_named_and_the_others_counted(tmp_path):
             raise ValueError(problem)
     assert survey.examples == 7 and survey.names == ["f"]
     np.testing.assert_array_equal(survey.class_pixels, [1, 1, 1])
-    assert survey.mean_rgb == (1, 2, 3) and survey.warnings == []
+    assert survey.mean.tolist() == [1, 2, 3] and survey.warnings == []
 
 
 def test_sources_without_checks_of_their_own_are_checked():
@@ -213,7 +245,7 @@ def test_same_bytes_of_another_shape_are_another_image():
 
 def test_nothing_readable_gives_zeros():
     survey = survey_of(ValueError("bad"))
-    assert survey.mean_rgb == (0, 0, 0) and survey.void_share == 0
+    assert survey.mean.tolist() == [0, 0, 0] and survey.void_share == 0
     np.testing.assert_array_equal(survey.shares, np.zeros(3))
     assert survey.warnings == [] and survey.problems == ["bad"]
     assert "0.00%" in survey_table({"train": survey}, "abc")
@@ -251,9 +283,9 @@ def test_survey_table_has_the_splits_and_the_classes():
     common[0, 0] = 1
     val = survey_of(example("c", common))
     assert survey_table({"train": train, "val": val}, ["sky", "road", "boat"]) == (
-        "split  images  read      height x width        mean RGB    void\n"
-        "train       3     2  1..2 x 4 (2 sizes)  10.0 20.0 30.0  16.67%\n"
-        "val         1     1          1000 x 300     0.0 0.0 0.0   0.00%\n"
+        "split  images  read      height x width            mean          std    void\n"
+        "train       3     2  1..2 x 4 (2 sizes)  10.0 20.0 30.0  0.0 0.0 0.0  16.67%\n"
+        "val         1     1          1000 x 300     0.0 0.0 0.0  0.0 0.0 0.0   0.00%\n"
         "\n"
         "class  train pixels  train images  val pixels  val images\n"
         "sky         80.000%             2    100.000%           1\n"

@@ -52,7 +52,7 @@ def test_good_data_gives_zero_tables_and_files(check, config, tmp_path):
     status, text = check()
     assert status == 0
     assert "train       3     3" in text and "sky         35.000%" in text
-    assert text.count("none") == 3
+    assert text.count("none") == 4
     written = sorted(path.name for path in (tmp_path / "out").iterdir())
     assert written == ["classes.png", "data.json"]
     record = json.loads((tmp_path / "out" / "data.json").read_text())
@@ -106,7 +106,7 @@ def test_bad_examples_are_printed_and_give_one(check, config, tmp_path):
     assert text.count("a mask must hold class indices") == 20
     assert "\n  ... and 10 more\n" in text and "  val: " in text
     record = json.loads((tmp_path / "out" / "data.json").read_text())
-    assert len(record["splits"]["val"]["problems"]) == 30
+    assert len(record["problems"]) == 30
     assert record["splits"]["val"]["images"] == 33
 
 
@@ -127,7 +127,7 @@ def test_many_overlaps_are_counted(check, tmp_path):
     assert status == 1
     assert text.count("have the same pixels") == 10 and "  ... and 3 more\n" in text
     record = json.loads((tmp_path / "out" / "data.json").read_text())
-    assert len(record["overlaps"]) == 11
+    assert len(record["overlaps"]) == 13
 
 
 def test_warnings_alone_give_zero(check, tmp_path):
@@ -159,6 +159,7 @@ def test_config_that_cannot_be_used_is_a_problem(check, config):
     config.data.class_names = ("sky",)
     status, text = check()
     assert status == 1 and "config.data.class_names has 1 entries" in text
+    assert "train       3     3" in text and "class 0" in text
 
 
 def test_one_split_for_both_is_a_problem(check, config):
@@ -167,13 +168,15 @@ def test_one_split_for_both_is_a_problem(check, config):
     assert status == 1 and "are both 'train'" in text
 
 
-def test_data_that_is_void_throughout_has_no_weights(check, tmp_path):
+def test_data_that_is_void_throughout_is_a_problem(check, tmp_path):
     for i in range(3):
         image = np.full((*SIZE, 3), i)
         save_pair(tmp_path / "data", "val", f"val{i}", image, np.full(SIZE, 255))
-    status, _ = check()
+    status, text = check()
+    assert status == 1 and "val: all pixels of all images are void" in text
+    assert "Most void:\n  val: val0, 100.0%\n" in text
     record = json.loads((tmp_path / "out" / "data.json").read_text())
-    assert status == 0 and "median_frequency" not in record["splits"]["val"]
+    assert "median_frequency" not in record["splits"]["val"]
 
 
 def test_drawn_shapes_are_good_data(config, tmp_path, monkeypatch, capsys):

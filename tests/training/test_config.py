@@ -68,7 +68,12 @@ def test_missing_weights_say_where_to_get_them():
         ("data", "void_colors", ((1, 2, 3),), "void_colors is set, but data.palette"),
         ("data", "void_colors", ((1, 2),), r"data.void_colors has \(1, 2\), want"),
         ("data", "nearest_color", True, "nearest_color is set, but data.palette has"),
-        ("data", "extra_images", "depth", "extra_images = 'depth' must be of type tuple"),
+        (
+            "data",
+            "extra_images",
+            "depth",
+            "extra_images = 'depth' must be of type tuple",
+        ),
         ("data", "extra_images", (3,), r"extra_images = \(3,\) must be a tuple of"),
         (None, "class_weights", (1.0, 2.0), "has 2 numbers for 21 classes"),
         (None, "class_balance", "even", "config.class_balance = 'even' is not one of"),

@@ -23,7 +23,7 @@ from fcn_jax.models.fcn import FCN
 from fcn_jax.models.vgg import VGG_MEAN_RGB
 from fcn_jax.network import Network
 from fcn_jax.parallel import MODES
-from fcn_jax.training.optim import OPTIMIZERS, SCHEDULES
+from fcn_jax.training.optim import OPTIMIZERS, SCHEDULES, make_optimizer
 from fcn_jax.training.steps import LOSS_NORMALIZATIONS
 from fcn_jax.weights.download import PUBLISHED
 
@@ -165,6 +165,9 @@ class Optim:
         momentum: momentum of SGD.
         weight_decay: factor of the kernels in the decay.
         bias_rate: learning rate of biases as a multiple of that of kernels.
+        rates: learning rates of the body and of the head as multiples of
+            learning_rate.
+        clip_norm: the norm that larger gradients are scaled down to; 0 for no limit.
     """
 
     name: str = "adamw"
@@ -174,6 +177,8 @@ class Optim:
     momentum: float = 0.9
     weight_decay: float = 1e-4
     bias_rate: float = 1.0
+    rates: tuple = (1.0, 1.0)
+    clip_norm: float = 0.0
 
 
 @dataclass
@@ -236,6 +241,9 @@ def check(config: Config) -> None:
         make_model(config)
     with prefixed("config.data."):
         make_network(config)
+    optim, limits = config.optim, fields(config.optim, "rates", "clip_norm")
+    with prefixed("config.optim."):
+        make_optimizer(optim.name, lambda step: 0.0, **limits)
 
 
 def check_trainable(config: Config, *, from_vgg16: bool) -> None:

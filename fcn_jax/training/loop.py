@@ -154,8 +154,8 @@ def optimizer_of(config: Config) -> tuple[optax.Schedule, optax.GradientTransfor
     with prefixed("config.optim."):
         shape = fields(optim, "learning_rate", "warmup_steps")
         schedule = make_schedule(optim.schedule, steps=config.steps, **shape)
-    rest = fields(optim, "momentum", "weight_decay", "bias_rate")
-    return schedule, make_optimizer(optim.name, schedule, **rest)
+    names = ("momentum", "weight_decay", "bias_rate", "rates", "clip_norm")
+    return schedule, make_optimizer(optim.name, schedule, **fields(optim, *names))
 
 
 def _sources(config: Config, train_source: Any, eval_source: Any) -> list[Any]:

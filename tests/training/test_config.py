@@ -111,6 +111,8 @@ def test_missing_weights_say_where_to_get_them():
         ("optim", "momentum", 1.0, r"config.optim.momentum = 1.0 must be in \[0, 1\)"),
         ("optim", "weight_decay", float("inf"), "config.optim.weight_decay = inf must"),
         ("optim", "warmup_steps", -1, "config.optim.warmup_steps = -1 must be >= 0"),
+        ("optim", "rates", (0.0, 1.0), r"config.optim.rates = \(0.0, 1.0\) must be"),
+        ("optim", "clip_norm", -1.0, "config.optim.clip_norm = -1.0 must be a finite"),
     ],
 )
 def test_check_names_the_field_and_its_value(part, field, value, message):

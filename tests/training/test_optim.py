@@ -1,3 +1,4 @@
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -108,3 +109,81 @@ def test_adamw_equals_its_definition_and_decays_kernels_alone():
     )
     for name in expected:
         np.testing.assert_allclose(updated[name], expected[name], rtol=1e-4, atol=1e-5)
+
+
+def params_of_both_parts(rng):
+    shapes = {"kernel": [3, 2], "bias": [2]}
+    return {
+        part: {layer: {name: rng.normal(size=s) for name, s in shapes.items()}}
+        for part, layer in (("body", "conv1_1"), ("head", "score_fr"))
+    }
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_rates_scale_the_updates_of_a_part_and_clipping_the_gradient(name):
+    rng = np.random.default_rng(1)
+    params = params_of_both_parts(rng)
+    grads = [params_of_both_parts(rng) for _ in range(3)]
+    grads[1] = jax.tree.map(lambda g: 0.01 * g, grads[1])  # Below the limit.
+    rate, weight_decay, clip_norm = 0.1, 0.05, 0.5
+    tx = make_optimizer(
+        name,
+        lambda step: rate,
+        momentum=0.9,
+        weight_decay=weight_decay,
+        bias_rate=2.0,
+        rates=(0.25, 3.0),
+        clip_norm=clip_norm,
+    )
+    found = jax.tree.map(jnp.asarray, params)
+    state = tx.init(found)
+    for grad in grads:
+        updates, state = tx.update(jax.tree.map(jnp.asarray, grad), state, found)
+        found = jax.tree.map(jnp.add, found, updates)
+
+    norms = [
+        np.sqrt(sum((g**2).sum() for g in jax.tree.leaves(grad))) for grad in grads
+    ]
+    assert norms[1] < clip_norm < min(norms[0], norms[2])
+    for part, of_part in (("body", 0.25), ("head", 3.0)):
+        (layer,) = params[part]
+        for leaf, w in params[part][layer].items():
+            m = v = 0.0
+            decay, of_leaf = {"kernel": (weight_decay, 1), "bias": (0, 2)}[leaf]
+            for t, (grad, norm) in enumerate(zip(grads, norms, strict=True), start=1):
+                g = grad[part][layer][leaf] * min(1, clip_norm / norm)
+                if name == "sgd":
+                    step = m = 0.9 * m + g + decay * w
+                else:
+                    m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g * g
+                    step = m / (1 - 0.9**t) / (np.sqrt(v / (1 - 0.999**t)) + 1e-8)
+                    step = step + decay * w
+                w = w - rate * of_part * of_leaf * step
+            np.testing.assert_allclose(
+                found[part][layer][leaf], w, rtol=1e-4, atol=1e-5
+            )
+
+
+def test_state_does_not_depend_on_rates_and_clip_norm():
+    params = params_of_both_parts(np.random.default_rng(0))
+    plain = make_optimizer("sgd", lambda step: 1.0)
+    other = make_optimizer("sgd", lambda step: 1.0, rates=(1.0, 10.0), clip_norm=1.0)
+    assert jax.tree.structure(plain.init(params)) == jax.tree.structure(
+        other.init(params)
+    )
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"rates": (0.0, 1.0)}, r"rates = \(0.0, 1.0\) must be two .* in freeze"),
+        ({"rates": (1.0,)}, "rates = .* must be two finite numbers above 0"),
+        ({"rates": 2.0}, "rates = 2.0 must be two finite numbers above 0"),
+        ({"rates": (1.0, float("inf"))}, "rates = .* must be two finite numbers"),
+        ({"clip_norm": -1.0}, "clip_norm = -1.0 must be a finite number above 0, or"),
+        ({"clip_norm": float("nan")}, "clip_norm = nan must be a finite number"),
+    ],
+)
+def test_rates_and_clip_norm_out_of_range_are_refused(values, message):
+    with pytest.raises(ValueError, match=message):
+        make_optimizer("sgd", lambda step: 1.0, **values)

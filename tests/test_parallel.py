@@ -23,6 +23,7 @@ import optax
 import pytest
 
 from fcn_jax.data.loader import prefetch_to_device, train_batches
+from fcn_jax.models.extent import zero_outside
 from fcn_jax.models.fcn import FCN
 from fcn_jax.parallel import make_parallel
 from fcn_jax.processes import (
@@ -33,6 +34,8 @@ from fcn_jax.processes import (
     sum_over_processes,
 )
 from fcn_jax.training.checkpoint import Checkpoints
+from fcn_jax.training.losses import LOSSES
+from fcn_jax.training.optim import make_optimizer
 from fcn_jax.training.steps import init_state, make_train_step
 
 BATCH, STEPS, ENDLESS = 24, 5, 10**6
@@ -47,6 +50,28 @@ class Tiny(nn.Module):
     def __call__(self, image, size=None, *, train=False):
         x = nn.relu(nn.Conv(8, (3, 3))(image.astype("float32") - 120))
         return nn.Conv(3, (1, 1))(x)
+
+
+class Layers(nn.Module):
+    """Layers that see one pixel each, with their names and widths."""
+
+    layers: tuple
+
+    @nn.compact
+    def __call__(self, x, size):
+        for name, filters in self.layers:
+            x = zero_outside(nn.tanh(nn.Dense(filters, name=name)(x)), size)
+        return x
+
+
+class Parts(nn.Module):
+    """A network with a body and a head that compiles at once."""
+
+    @nn.compact
+    def __call__(self, image, size=None, *, train=False):
+        x = zero_outside(image.astype("float32") / 64 - 2, size)
+        x = Layers((("conv1", 4), ("conv2", 6)), name="body")(x, size)
+        return Layers((("score_fr", 4),), name="head")(x, size)
 
 
 MODELS = {"fcn": FCN(num_classes=3, width=1 / 32, dropout=0.0), "tiny": Tiny()}
@@ -72,7 +97,7 @@ def main(address, processes, process_id, timeout, jobs):
     given = (address, int(processes), int(process_id)) if several else ()
     initialize(*given, timeout=int(timeout))
     assert is_main() == (process_id == "0")
-    known = (train, traffic, refuse_batch, refuse_state, count)
+    known = (train, losses, traffic, refuse_batch, refuse_state, count)
     for name, *arguments in json.loads(jobs):
         {job.__name__: job for job in known}[name](*arguments)
 
@@ -113,6 +138,45 @@ def train(model, mode, out, workdir=None, save_at=0, steps=STEPS, accumulate=1):
     write(f"{out}.last", parallel.one_copy(state))
 
 
+def losses(out, ways):
+    """Two steps in each way; the states and the metrics go to ``out``.
+
+    A layer is frozen, the rates of body and head differ, and the gradient is clipped.
+    """
+    batch, freeze = padded_batch(), ("conv1",)
+    limits = {"weight_decay": 0.1, "rates": (0.5, 2.0), "clip_norm": 0.05}
+    tx = make_optimizer("sgd", lambda step: 1.0, **limits)
+    first = first_state(Parts(), tx, freeze)
+    for mode, accumulate, loss in ways:
+        parallel = make_parallel(mode, batch_size=8, accumulate=accumulate)
+        options = {"loss": loss, "freeze": freeze, "accumulate": accumulate}
+        options["class_weights"] = (1.0, 2.0, 0.5, 3.0)
+        make = functools.partial(make_train_step, Parts(), tx, **options)
+        train_step, state = parallel.step(make), parallel.put_state(first)
+        for _ in range(2):
+            put = parallel.put_batch(batch)
+            state, metrics = train_step(state, put, jax.random.key(7))
+        name = f"{out}-{loss}-{mode}-{accumulate}"
+        write(name, parallel.one_copy(state))
+        Path(f"{name}.json").write_text(json.dumps(jax.tree.map(float, metrics)))
+
+
+def padded_batch():
+    """Images of which a quarter is hardly labelled, and another not at all.
+
+    Class 2 occurs in the last two images alone, and class 3 in none.
+    """
+    rng = np.random.default_rng(5)
+    label = rng.integers(0, 2, [8, 12, 12]).astype(np.int32)
+    label[6:] = rng.integers(0, 3, [2, 12, 12])
+    label[0], label[1, 1:], label[2:4], label[4, :6] = 255, 255, 255, 255
+    image = rng.integers(0, 256, [8, 12, 12, 3]).astype(np.uint8)
+    size = rng.integers(3, 13, [8, 2]).astype(np.int32)
+    for i, (height, width) in enumerate(size):
+        label[i, height:] = label[i, :, width:] = 255
+    return {"image": image, "label": label, "size": size}
+
+
 def make_step(model, mode, accumulate=1):
     parallel = make_parallel(mode, batch_size=BATCH, accumulate=accumulate)
     options = {"class_weights": (1.0, 2.0, 4.0), "accumulate": accumulate}
@@ -120,16 +184,16 @@ def make_step(model, mode, accumulate=1):
     return parallel, parallel.step(make)
 
 
-def first_state(model):
+def first_state(model, tx=TX, freeze=()):
     rng = np.random.default_rng(0)
 
     def draw(leaf):
-        deviation = np.sqrt(2 / np.prod(leaf.shape[:-1])) if leaf.ndim == 4 else 0
+        deviation = np.sqrt(2 / np.prod(leaf.shape[:-1])) if leaf.ndim > 1 else 0
         return rng.normal(0, deviation, leaf.shape).astype(np.float32)
 
     image, key = np.zeros([1, 16, 16, 3]), jax.random.key(0)
     params = jax.tree.map(draw, jax.eval_shape(model.init, key, image)["params"])
-    return jax.tree.map(np.asarray, init_state(params, TX))
+    return jax.tree.map(np.asarray, init_state(params, tx, freeze=freeze))
 
 
 def write(out, state):
@@ -293,6 +357,27 @@ def test_devices_with_micro_batches_reach_the_parameters_of_one(
     start(*jobs, devices=4).end()
     for out in outs.values():
         assert_close(read(f"{out}.last"), expected["fcn"])
+
+
+def test_devices_reach_with_each_loss_what_one_reaches(start, folder):
+    """Frozen layers, rates, clipping, class weights and padded images as well."""
+    whole, micro = [(1, loss) for loss in LOSSES], [(2, "focal"), (2, LOSSES[-1])]
+    several = list(itertools.product(("sharded", "pmap"), whole + micro))
+    ways = [("none", *way) for way in whole] + [(mode, *way) for mode, way in several]
+    out = f"{folder}/losses"
+    start(("losses", out, ways), devices=4).end()
+
+    def result(mode, accumulate, loss):
+        name = f"{out}-{loss}-{mode}-{accumulate}"
+        return read(name), json.loads(Path(f"{name}.json").read_text())
+
+    expected = {loss: result("none", 1, loss) for loss in LOSSES}
+    assert len({state["params"].tobytes() for state, _ in expected.values()}) == 4
+    assert all(figures["grad_norm"] > 0.06 for _, figures in expected.values())
+    for mode, (accumulate, loss) in several:
+        state, figures = result(mode, accumulate, loss)
+        assert_close(state, expected[loss][0])
+        assert figures == pytest.approx(expected[loss][1], rel=1e-5)
 
 
 def test_devices_send_each_other_nothing_but_sums(start):

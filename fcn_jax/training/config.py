@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
+from flax.traverse_util import unflatten_dict
 
 from fcn_jax.data.labels import VOID
 from fcn_jax.data.shapes import ShapesSource
@@ -23,9 +24,11 @@ from fcn_jax.models.fcn import FCN
 from fcn_jax.models.vgg import VGG_MEAN_RGB
 from fcn_jax.network import Network
 from fcn_jax.parallel import MODES
+from fcn_jax.training.freezing import split_params
+from fcn_jax.training.losses import check_loss
 from fcn_jax.training.optim import OPTIMIZERS, SCHEDULES, make_optimizer
-from fcn_jax.training.steps import LOSS_NORMALIZATIONS
 from fcn_jax.weights.download import PUBLISHED
+from fcn_jax.weights.layers import shapes_of
 
 CONFIG_FILE = "config.json"  # In a run directory.
 DTYPES = ("float32", "bfloat16")
@@ -167,6 +170,8 @@ class Optim:
         bias_rate: learning rate of biases as a multiple of that of kernels.
         rates: learning rates of the body and of the head as multiples of
             learning_rate.
+        freeze: prefixes of the names of layers that are not trained, such as
+            ("conv1", "conv2").
         clip_norm: the norm that larger gradients are scaled down to; 0 for no limit.
     """
 
@@ -178,6 +183,7 @@ class Optim:
     weight_decay: float = 1e-4
     bias_rate: float = 1.0
     rates: tuple = (1.0, 1.0)
+    freeze: tuple = ()
     clip_norm: float = 0.0
 
 
@@ -194,7 +200,9 @@ class Config:
         steps: steps of the run; 0 takes epochs instead.
         batch_size: images per step.
         accumulate: micro-batches per step (gradient accumulation).
-        loss_normalization: "mean" over the labelled pixels, or "sum" for each image.
+        loss: "cross_entropy", "focal", "dice" or "cross_entropy+dice".
+        loss_normalization: "mean" over the labelled pixels, or "sum" for each image;
+            "dice" does not depend on it.
         class_weights: weight of each class in the loss; () for 1 each.
         class_balance: "median_frequency" or "inverse_log" computes the class weights
             from the training labels; "" does not.
@@ -213,6 +221,7 @@ class Config:
     steps: int = 0
     batch_size: int = 4
     accumulate: int = 1
+    loss: str = "cross_entropy"
     loss_normalization: str = "mean"
     class_weights: tuple = ()
     class_balance: str = ""
@@ -237,13 +246,17 @@ def check(config: Config) -> None:
     ]
     if problems:
         raise ValueError("\n".join(f"config.{problem}" for problem in problems))
+    with prefixed("config."):
+        check_loss(config.loss, config.loss_normalization)
     with prefixed("config.model."):
-        make_model(config)
+        model = make_model(config)
     with prefixed("config.data."):
         make_network(config)
     optim, limits = config.optim, fields(config.optim, "rates", "clip_norm")
     with prefixed("config.optim."):
         make_optimizer(optim.name, lambda step: 0.0, **limits)
+        if optim.freeze:
+            split_params(unflatten_dict(dict(shapes_of(model)), sep="/"), optim.freeze)
 
 
 def check_trainable(config: Config, *, from_vgg16: bool) -> None:
@@ -257,6 +270,7 @@ def check_trainable(config: Config, *, from_vgg16: bool) -> None:
         and model.variant == "fcn8s"
         and tuple(model.pool_scales) == (1.0, 1.0)
         and config.loss_normalization == "sum"
+        and config.loss != "dice"
         and config.optim.name == "sgd"
     ):
         raise ValueError(
@@ -392,7 +406,6 @@ def _run_problems(config: Config) -> Iterator[str]:
         ("model.dtype", config.model.dtype, DTYPES),
         ("optim.name", config.optim.name, OPTIMIZERS),
         ("optim.schedule", config.optim.schedule, SCHEDULES),
-        ("loss_normalization", config.loss_normalization, LOSS_NORMALIZATIONS),
         ("parallel", config.parallel, MODES),
         ("class_balance", config.class_balance, ("", *BALANCES)),
     ):

@@ -146,11 +146,11 @@ class Meter:
         steps, seconds = len(self._since_last_line), time.perf_counter() - self._clock
         sums = {
             name: sum(metrics[name] for metrics in self._since_last_line)
-            for name in ("loss", "correct", "pixels", "grad_norm")
+            for name in ("loss", "loss_count", "correct", "pixels", "grad_norm")
         }
         pixels = max(sums["pixels"], 1)
         values = {
-            "loss": sums["loss"] / pixels,
+            "loss": sums["loss"] / max(sums["loss_count"], 1),
             # An evaluation logs "pixel_accuracy".
             "train_pixel_accuracy": sums["correct"] / pixels,
             "grad_norm": sums["grad_norm"] / steps,

@@ -228,7 +228,8 @@ def _run_steps(
     meter: Meter,
 ) -> Iterator[TrainState]:
     """Take the remaining steps of a run and yield the state after each."""
-    options = fields(config, "loss_normalization", "class_weights", "accumulate")
+    names = ("loss", "loss_normalization", "class_weights", "accumulate")
+    options = fields(config, *names) | fields(config.optim, "freeze")
     make_step = functools.partial(make_train_step, make_model(config), tx, **options)
     train_step, key = parallel.step(make_step), random_key(config, "steps")
     ahead, shapes = prefetch_to_device(batches, put=parallel.put_batch), set()

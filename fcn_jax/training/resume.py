@@ -48,6 +48,7 @@ FIXED = frozenset(
         "model.learn_upsampling",
         "data.num_classes",
         "optim.name",
+        "optim.freeze",
         "init_from",
     }
 )

@@ -52,13 +52,12 @@ def start_or_resume(
     Raises:
         ValueError: if the weights do not suit the network.
     """
+    first_state = functools.partial(init_state, tx=tx, freeze=config.optim.freeze)
     if checkpoints.latest_step() is not None:
         config = _balanced(config, source)
         fresh = functools.partial(init_params, make_model(config), given={})
         params = jax.eval_shape(fresh, random_key(config, "params"))
-        state = checkpoints.restore(
-            jax.eval_shape(functools.partial(init_state, tx=tx), params)
-        )
+        state = checkpoints.restore(jax.eval_shape(first_state, params))
         _log.info("resuming %s at step %d", workdir, state.step)
         return config, state, False
     config, given = _balanced(config, source), {}
@@ -68,7 +67,7 @@ def start_or_resume(
     if is_main():
         workdir.mkdir(parents=True, exist_ok=True)
         save_config(workdir / CONFIG_FILE, config)
-    return config, init_state(params, tx), bool(given.get("head"))
+    return config, first_state(params), bool(given.get("head"))
 
 
 def random_key(config: Config, purpose: str) -> jax.Array:

@@ -111,6 +111,15 @@ def test_missing_weights_say_where_to_get_them():
         ("optim", "momentum", 1.0, r"config.optim.momentum = 1.0 must be in \[0, 1\)"),
         ("optim", "weight_decay", float("inf"), "config.optim.weight_decay = inf must"),
         ("optim", "warmup_steps", -1, "config.optim.warmup_steps = -1 must be >= 0"),
+        (None, "loss", "dise", "config.loss = 'dise' is not one of cross_entropy"),
+        ("optim", "freeze", ("conv6",), "config.optim.freeze has 'conv6', and no lay"),
+        (
+            "optim",
+            "freeze",
+            "conv1",
+            "config.optim.freeze = 'conv1' must be of type tuple",
+        ),
+        ("optim", "freeze", ("upscore",), "freeze has 'upscore', .* score_pool3"),
         ("optim", "rates", (0.0, 1.0), r"config.optim.rates = \(0.0, 1.0\) must be"),
         ("optim", "clip_norm", -1.0, "config.optim.clip_norm = -1.0 must be a finite"),
     ],
@@ -127,6 +136,12 @@ def test_check_lists_every_field_at_once():
     config = Config(batch_size=0, seed=-1)
     config.data.scale = (2.0, 1.0)
     with pytest.raises(ValueError, match=r"batch_size .*\n.*seed .*\n.*data.scale"):
+        check(config)
+
+
+def test_summed_cross_entropy_with_dice_is_refused():
+    config = Config(loss="cross_entropy+dice", loss_normalization="sum")
+    with pytest.raises(ValueError, match="config.loss_normalization = .* suit loss"):
         check(config)
 
 

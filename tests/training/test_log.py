@@ -15,8 +15,9 @@ def log(tmp_path):
     log.close()
 
 
-def metrics(loss=2.0, pixels=4, correct=1, grad_norm=1.0):
+def metrics(loss=2.0, pixels=4, correct=1, grad_norm=1.0, loss_count=None):
     values = {"loss": loss, "pixels": pixels, "correct": correct}
+    values["loss_count"] = pixels if loss_count is None else loss_count
     return {k: jnp.asarray(v) for k, v in {**values, "grad_norm": grad_norm}.items()}
 
 
@@ -37,6 +38,15 @@ def test_meter_logs_means_over_pixels_not_over_steps(log):
     assert record["grad_norm"] == pytest.approx(1.5)
     assert record["learning_rate"] == 0.5
     assert record["images_per_second"] > 0
+
+
+def test_meter_logs_the_mean_over_steps_of_a_loss_that_counts_one(log):
+    meter = meter_of(log)
+    meter.add(1, metrics(loss=0.2, pixels=1, loss_count=1))
+    meter.add(2, metrics(loss=0.6, pixels=9, loss_count=1))
+    meter.drain()
+    (record,) = read_log(log.path)
+    assert record["loss"] == pytest.approx(0.4)
 
 
 @pytest.mark.parametrize("name", ["loss", "grad_norm"])

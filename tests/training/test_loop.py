@@ -13,9 +13,10 @@ import fcn_jax
 from fcn_jax.data.shapes import ShapesSource
 from fcn_jax.training import loop, validation
 from fcn_jax.training.checkpoint import Checkpoints
-from fcn_jax.training.config import Config, Data, Model, Optim
+from fcn_jax.training.config import Config, Data, Model, Optim, make_model
 from fcn_jax.training.log import Meter
-from fcn_jax.training.start import start_or_resume
+from fcn_jax.training.start import random_key, start_or_resume
+from fcn_jax.weights.transplant import init_params
 
 pytestmark = pytest.mark.usefixtures("quick")
 
@@ -94,6 +95,25 @@ def state_of(config, workdir):
     _, state, _ = start_or_resume(config, workdir, checkpoints, tx, None)
     checkpoints.close()
     return state
+
+
+def test_run_with_frozen_layers_resumes_and_leaves_them_as_they_were(
+    thin_config, records, tmp_path, monkeypatch
+):
+    config = thin_config(steps=2, loss="cross_entropy+dice")
+    config.optim.freeze, config.optim.clip_norm = ("conv", "fc6"), 1.0
+    with monkeypatch.context() as patch:
+        act_at(patch, 1, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        with pytest.raises(KeyboardInterrupt, match="stopped and saved at step"):
+            loop.train(config, tmp_path)
+    loop.train(config, tmp_path)
+    assert [r["step"] for r in records(tmp_path) if "loss" in r] == [1, 2]
+    state = state_of(config, tmp_path)
+    first = init_params(make_model(config), random_key(config, "params"), {})
+    for part, layers in first.items():
+        for name, layer in layers.items():
+            same = np.array_equal(layer["kernel"], state.params[part][name]["kernel"])
+            assert same == name.startswith(("conv", "fc6"))
 
 
 def test_run_killed_between_network_and_figures_goes_on(

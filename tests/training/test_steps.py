@@ -5,6 +5,7 @@ import numpy as np
 import optax
 import pytest
 
+from fcn_jax.models.fcn import FCN
 from fcn_jax.training.steps import init_state, make_train_step
 
 
@@ -22,6 +23,7 @@ class Tiny(nn.Module):
 
 MODEL = Tiny()
 KEY = jax.random.key(7)
+WEIGHTS = (1.0, 0.25, 4.0)
 FAST = {"xla_backend_optimization_level": 0}  # Compiles in half the time.
 
 
@@ -58,6 +60,35 @@ def loss_by_hand(params, batch, divisor, model=MODEL):
     log_probability = jax.nn.log_softmax(logits)
     one_hot = jax.nn.one_hot(batch["label"], logits.shape[-1])  # Zero for 255.
     return -(one_hot * log_probability).sum() / divisor
+
+
+def focal_by_hand(logits, label):
+    p = (jax.nn.softmax(logits) * jax.nn.one_hot(label, 3)).sum(-1)
+    weights = jnp.asarray(WEIGHTS)[label % 255] * (label != 255)
+    losses = weights * (1 - p) ** 2 * -jnp.log(jnp.where(p == 0, 1, p))
+    return losses.sum(), weights.sum()
+
+
+def dice_by_hand(logits, label):
+    p, g = jax.nn.softmax(logits)[label != 255], np.eye(3)[label[label != 255]]
+    share = jnp.stack([2 * p[:, c] @ g[:, c] for c in range(3)])
+    share = share / (p.sum(0) + g.sum(0))
+    occurs = jnp.asarray(WEIGHTS) * g.any(0)
+    return (occurs * (1 - share)).sum() / occurs.sum()
+
+
+def values_by_hand(logits, label):
+    """The value of each loss, and the sum and the number that are logged."""
+    nats = -jax.nn.log_softmax(logits) * jnp.asarray(WEIGHTS)
+    nats = (nats * jax.nn.one_hot(label, 3)).sum()
+    focal, count = focal_by_hand(logits, label)
+    dice = dice_by_hand(logits, label)
+    both = nats / count + dice
+    return {
+        "focal": (focal / count, focal, (label != 255).sum()),
+        "dice": (dice, dice, 1),
+        "cross_entropy+dice": (both, both, 1),
+    }
 
 
 def assert_close(found, expected):
@@ -158,9 +189,34 @@ def test_micro_batches_have_different_dropout_masks(params, batch):
     assert abs(loss(4) / (2 * loss(2)) - 1) > 1e-5
 
 
-def test_all_void_batch_changes_nothing(params, batch):
+@pytest.mark.parametrize(
+    ("loss", "accumulate"), [("focal", 1), ("dice", 2), ("cross_entropy+dice", 1)]
+)
+def test_step_follows_the_gradient_of_each_loss(params, batch, loss, accumulate):
+    def by_hand(params):
+        # Each micro-batch, of every second image, has dropout masks of its own.
+        key, label, logits = jax.random.fold_in(KEY, 0), batch["label"], []
+        for i in range(accumulate):
+            rngs = {"dropout": jax.random.fold_in(key, i) if accumulate > 1 else key}
+            image = batch["image"][i::accumulate]
+            logits.append(model.apply({"params": params}, image, train=True, rngs=rngs))
+        label = np.concatenate([label[i::accumulate] for i in range(accumulate)])
+        value, *logged = values_by_hand(jnp.concatenate(logits), label)[loss]
+        return value, logged
+
+    model = MODEL.clone(dropout=0.5)
+    expected, (total, count) = jax.jit(jax.grad(by_hand, has_aux=True))(params)
+    options = {"loss": loss, "accumulate": accumulate, "class_weights": WEIGHTS}
+    grads, metrics = one_step(params, batch, model, **options)
+    assert_close(grads, expected)
+    assert metrics["loss"] == pytest.approx(float(total), rel=1e-5)
+    assert metrics["loss_count"] == count
+
+
+@pytest.mark.parametrize("loss", ["cross_entropy", "cross_entropy+dice"])
+def test_all_void_batch_changes_nothing(params, batch, loss):
     void = {**batch, "label": np.full_like(batch["label"], 255)}
-    grads, metrics = one_step(params, void)
+    grads, metrics = one_step(params, void, loss=loss)
     assert metrics["loss"] == metrics["pixels"] == metrics["grad_norm"] == 0
     assert not any(np.asarray(g).any() for g in jax.tree.leaves(grads))
 
@@ -199,6 +255,61 @@ def test_bfloat16_step_keeps_float32_state(net, batch):
     assert kinds == {jnp.dtype("float32")}
     loss = loss_by_hand(net.params, batch, int(metrics["pixels"]), net.model)
     assert metrics["loss"] / metrics["pixels"] == pytest.approx(float(loss), rel=2e-2)
+
+
+def test_frozen_layers_stay_and_the_others_learn_as_without(reference, batch):
+    net, freeze = reference.network("fcn32s"), ("conv", "fc7")
+    tx = optax.chain(optax.trace(0.9), optax.scale(-0.1))
+
+    def train(model, freeze):
+        options = {"loss": "cross_entropy+dice", "accumulate": 2, "freeze": freeze}
+        step = jax.jit(make_train_step(model, tx, **options), compiler_options=FAST)
+        return step(init_state(net.params, tx, freeze=freeze), batch, KEY)
+
+    whole, _ = train(net.model, ())
+    state, metrics = train(net.model.clone(remat="blocks"), freeze)
+    trace, expected = state.opt_state[0].trace, whole.opt_state[0].trace
+    assert [*trace["body"], *trace["head"]] == ["fc6", "score_fr"]
+    for part, layers in net.params.items():
+        for name, layer in layers.items():
+            if name in trace[part]:
+                assert_close(trace[part][name], expected[part][name])
+                assert_close(state.params[part][name], whole.params[part][name])
+            else:
+                found = state.params[part][name]
+                jax.tree.map(np.testing.assert_array_equal, found, layer)
+    norm = np.sqrt(sum((np.asarray(g) ** 2).sum() for g in jax.tree.leaves(trace)))
+    assert metrics["grad_norm"] == pytest.approx(norm, rel=1e-5) and norm > 1
+
+
+def test_frozen_layers_cost_no_gradient():
+    side, filters = 64, {1: 2, 2: 4, 3: 8}
+    model = FCN("fcn32s", num_classes=4, width=1 / 32)
+    key, image = jax.random.key(0), jax.ShapeDtypeStruct((1, side, side, 3), np.uint8)
+    batch = {"image": image, "label": jax.ShapeDtypeStruct(image.shape[:3], np.int32)}
+    params = jax.eval_shape(model.init, key, image)["params"]
+    tx = optax.sgd(1.0)
+
+    def flops(function, *arguments):
+        return jax.jit(function).lower(*arguments).cost_analysis()["flops"]
+
+    def step_flops(*freeze):
+        state = jax.eval_shape(lambda p: init_state(p, tx, freeze=freeze), params)
+        return flops(make_train_step(model, tx, freeze=freeze), state, batch, key)
+
+    forward = flops(model.apply, {"params": params}, image)
+    # Two operations per weight and position; the border of zeros costs less.
+    conv1_1, conv1_2 = (2 * side**2 * 9 * c * filters[1] for c in (3, filters[1]))
+    conv2_1, conv2_2 = (2 * (side // 2) ** 2 * 9 * c * filters[2] for c in (2, 4))
+    conv3_1 = 2 * (side // 4) ** 2 * 9 * filters[2] * filters[3]
+    saved = conv1_1 + 2 * (conv1_2 + conv2_1 + conv2_2) + conv3_1
+    assert step_flops() - step_flops("conv1", "conv2") > 0.9 * saved
+    assert step_flops("conv", "fc") < 1.2 * forward
+
+
+def test_unknown_loss_is_refused():
+    with pytest.raises(ValueError, match="loss = 'iou' is not one of cross_entropy, "):
+        make_train_step(MODEL, optax.sgd(1.0), loss="iou")
 
 
 def test_unknown_normalization_is_refused():

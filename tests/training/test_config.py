@@ -117,7 +117,7 @@ def test_missing_weights_say_where_to_get_them():
             "optim",
             "freeze",
             "conv1",
-            "config.optim.freeze = 'conv1' must be of type tuple",
+            "freeze = 'conv1' must be of type tuple",
         ),
         ("optim", "freeze", ("upscore",), "freeze has 'upscore', .* score_pool3"),
         ("optim", "rates", (0.0, 1.0), r"config.optim.rates = \(0.0, 1.0\) must be"),

@@ -122,6 +122,8 @@ def _add_network_commands(add_command: Callable) -> None:
     add = add_command("predict", _predict, "segment image files", network=True)
     add("images", nargs="+", metavar="IMAGE", help="files, folders or patterns")
     add("--out", type=Path, required=True, help="folder for the results")
+    extra = "folder with the next channels of each image; may be repeated"
+    add("--extra", type=Path, action="append", default=[], metavar="FOLDER", help=extra)
     add("--batch-size", type=int, default=0, help="default: 8, on a CPU 1")
     scales = "average over scaled copies of the image, such as 0.75,1,1.25"
     add("--scales", type=_numbers, default=(1.0,), help=scales)
@@ -170,6 +172,12 @@ def _evaluate(args: argparse.Namespace) -> int:
         raise ValueError(
             f"the network has {net.model.num_classes} classes, the data "
             f"{data.num_classes}"
+        )
+    if net.model.in_channels != config.model.in_channels:
+        raise ValueError(
+            f"the network takes {net.model.in_channels} input channels, the data have "
+            f"{config.model.in_channels}: pass --config with data of as many, and its "
+            "model.in_channels set"
         )
     net = net.replace(class_names=config.class_names())
     voc = out / "results" / "VOC2012" / "Segmentation" / f"comp6_{split}_cls"
@@ -233,6 +241,7 @@ def _predict(args: argparse.Namespace) -> int:
         net,
         args.images,
         args.out,
+        extra=args.extra,
         batch_size=args.batch_size,
         scales=args.scales,
         flip=args.flip,

@@ -22,17 +22,21 @@ class Network:
 
     Attributes:
         params: ``{"body": ..., "head": ...}``, as `FCN` describes them.
-        model: variant, classes, geometry, crop, mean, width and pool scales. Static.
+        model: variant, classes, geometry, crop, input channels with their mean and
+            scale, width and pool scales. Static.
         class_names: one name for each class, or (). Static.
         palette: one RGB colour in [0, 255] for each class, or () for the colours of
             PASCAL VOC. Static.
         size: the (height, width) that every image is resized to before the network
             sees it, or () where each image keeps its own size. Scores are resized back
             to the image. Static.
+        channels: one name for each input channel, or (). Static.
+        shown: the three channels, from 0, that pictures show as red, green and blue.
+            Static.
 
     Raises:
-        ValueError: if names or colours are not one for each class, or ``size`` is not
-            a height and a width.
+        ValueError: if names or colours are not one for each class, ``size`` is not a
+            height and a width, or ``channels`` or ``shown`` do not suit the input.
 
     Example::
 
@@ -46,6 +50,8 @@ class Network:
     class_names: tuple[str, ...] = struct.field(pytree_node=False, default=())
     palette: Palette = struct.field(pytree_node=False, default=())
     size: Size = struct.field(pytree_node=False, default=())
+    channels: tuple[str, ...] = struct.field(pytree_node=False, default=())
+    shown: tuple[int, int, int] = struct.field(pytree_node=False, default=(0, 1, 2))
 
     def __post_init__(self):
         if not isinstance(self.model, FCN):
@@ -67,9 +73,10 @@ class Network:
                 raise ValueError(f"palette has {color!r}, want (red, green, blue)")
         if size and (len(size) != 2 or not all(_is_int(side, 1) for side in size)):
             raise ValueError(f"size = {size!r} must be (height, width) or ()")
-        for field, value in zip(
-            ("class_names", "palette", "size"), (names, palette, size), strict=True
-        ):
+        channels, shown = tuple(self.channels), tuple(self.shown)
+        _check_channels(channels, shown, self.model.in_channels)
+        values = {"class_names": names, "palette": palette, "size": size}
+        for field, value in (values | {"channels": channels, "shown": shown}).items():
             object.__setattr__(self, field, value)
 
     @property
@@ -134,6 +141,23 @@ def as_network(net: Network | Mapping[str, Any], model: FCN | None = None) -> Ne
         f"net is a {type(net).__name__}, not a Network: pass what fcn_jax.load or "
         "fcn_jax.init gave, as the first argument"
     )
+
+
+def _check_channels(channels: tuple, shown: tuple, count: int) -> None:
+    """Raise ValueError unless names and shown channels suit a number of channels."""
+    if channels and len(channels) != count:
+        raise ValueError(
+            f"channels has {len(channels)} entries for {count} input channels; pass a "
+            "name for each, or ()"
+        )
+    for name in channels:
+        if not isinstance(name, str):
+            raise ValueError(f"channels has {name!r}, want a string")
+    if len(shown) != 3 or not all(_is_int(i, 0, count - 1) for i in shown):
+        raise ValueError(
+            f"shown = {shown!r} must be three input channels from 0 to {count - 1}, "
+            "for red, green and blue"
+        )
 
 
 def _is_int(value: Any, low: int, high: float = float("inf")) -> bool:

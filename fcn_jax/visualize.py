@@ -58,6 +58,38 @@ def colorize(labels: np.ndarray, palette: Palette = ()) -> np.ndarray:
     return _table(palette)[_as_bytes(np.asarray(labels))]
 
 
+def as_picture(
+    image: np.ndarray,
+    mean: Sequence[float],
+    scale: Sequence[float] = (),
+    shown: Sequence[int] = (0, 1, 2),
+) -> np.ndarray:
+    """Return three channels of an image as red, green and blue.
+
+    RGB and 8-bit channels are shown as they are where their scale is 1. Another channel
+    is shown as ``127.5 + (image - mean) * scale``: with the scale that a run computes,
+    the range holds two standard deviations on each side of the mean.
+
+    Args:
+        image: [H, W, N] integers or floats. RGB alone is never rescaled.
+        mean: N numbers, as `fcn_jax.FCN` has them.
+        scale: likewise; () for 1.
+        shown: three channels, from 0.
+
+    Returns:
+        [H, W, 3] uint8, RGB.
+    """
+    image = np.asarray(image)
+    planes = []
+    for i in shown:
+        plane, factor = image[..., i], scale[i] if len(scale) else 1
+        is_color = factor == 1 and (image.dtype == np.uint8 or i < 3)
+        if image.shape[-1] > 3 and not is_color:
+            plane = 127.5 + (plane.astype(np.float32) - mean[i]) * factor
+        planes.append(np.clip(np.rint(plane), 0, 255).astype(np.uint8))
+    return np.stack(planes, axis=-1)
+
+
 def overlay(
     image: np.ndarray, labels: np.ndarray, *, palette: Palette = (), alpha: float = 0.5
 ) -> np.ndarray:

@@ -166,11 +166,11 @@ def test_init_with_vgg16_applies_as_by_hand(net, tmp_path):
 
 def test_mean_of_the_weights_is_the_mean_of_the_network(net, tmp_path):
     mean = (100.0, 110.0, 120.0)
-    fcn_jax.save(tmp_path / "a", net.replace(model=net.model.clone(mean_rgb=mean)))
+    fcn_jax.save(tmp_path / "a", net.replace(model=net.model.clone(mean=mean)))
     vgg16 = fcn_jax.load_vgg16(tmp_path / "a")
     assert vgg16.mean_rgb == mean
     started = fcn_jax.init(jax.random.key(0), vgg16=vgg16, **FIELDS)
-    assert started.model.mean_rgb == mean
+    assert started.model.mean == mean
 
 
 def test_load_of_a_directory_without_a_network_says_so(tmp_path):

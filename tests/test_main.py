@@ -56,7 +56,7 @@ def random_params(model):
     return params
 
 
-MODEL = Model(width=1 / 16, mean_rgb=(90.0, 100.0, 110.0))
+MODEL = Model(width=1 / 16, mean=(90.0, 100.0, 110.0))
 DATA = {"num_classes": len(NAMES), "class_names": NAMES}
 
 

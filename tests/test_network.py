@@ -10,7 +10,7 @@ from PIL import Image
 
 import fcn_jax
 from fcn_jax.__main__ import main
-from fcn_jax.data.images import read_label
+from fcn_jax.data.images import read_image, read_label
 from fcn_jax.inference.tiles import predict_tiled
 from fcn_jax.models.upsampling import bilinear_kernel
 from fcn_jax.network import Network, as_network
@@ -23,19 +23,29 @@ PALETTE = ((1, 2, 3), (40, 50, 60), (7, 8, 9), (200, 100, 0))
 FIELDS = {
     "geometry": "caffe",
     "crop": "corner",
-    "mean_rgb": (90.0, 100.0, 110.0),
+    "mean": (90.0, 100.0, 110.0),
     "pool_scales": (0.01, 0.001),
     "width": 1 / 16,
     "learn_upsampling": True,
     "size": (40, 52),
     "class_names": NAMES,
     "palette": PALETTE,
+    "scale": (0.5, 1.0, 1.5),
 }
 # Networks with several of these, each field in one of them at least.
 CASES = {
     "same": {k: v for k, v in FIELDS.items() if k not in ("geometry", "size")},
-    "caffe": {k: FIELDS[k] for k in ("geometry", "mean_rgb", "pool_scales")},
-    "resized": {k: FIELDS[k] for k in ("size", "crop", "mean_rgb", "class_names")},
+    "caffe": {k: FIELDS[k] for k in ("geometry", "mean", "pool_scales")},
+    "resized": {k: FIELDS[k] for k in ("size", "crop", "mean", "class_names")},
+}
+DEPTH = {
+    "in_channels": 4,
+    "mean": (120.0, 110.0, 100.0, 30_000.0),
+    "scale": (1.0, 1.0, 1.0, 64 / 15_000),
+    "channels": ("red", "green", "blue", "depth"),
+    "shown": (3, 1, 0),
+    "size": (40, 52),
+    "class_names": NAMES,
 }
 IMAGE_SIZE = (33, 71)
 
@@ -48,12 +58,22 @@ def image():
 
 
 @pytest.fixture(scope="module")
-def make_network(image):
-    """Make a network that finds several classes in the image."""
+def depth():
+    """A smooth map of 16 bits, of the size of the image."""
+    coarse = np.random.default_rng(2).uniform(0, 60_000, (4, 6)).astype(np.float32)
+    fine = Image.fromarray(coarse).resize(IMAGE_SIZE[::-1], Image.Resampling.BILINEAR)
+    return np.asarray(fine).astype(np.uint16)
 
-    def make(size=(), class_names=(), palette=(), **fields):
+
+@pytest.fixture(scope="module")
+def make_network(image, depth):
+    """Make a network that finds several classes in the image."""
+    wide = np.dstack([image, depth])
+
+    def make(size=(), class_names=(), palette=(), channels=(), shown=None, **fields):
         model = fcn_jax.FCN(**BASE | fields)
-        shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros([1, 1, 1, 3]))
+        inputs = jnp.zeros([1, 1, 1, model.in_channels])
+        shapes = jax.eval_shape(model.init, jax.random.key(0), inputs)
         rng = np.random.default_rng(0)
 
         def draw(path, leaf):
@@ -64,9 +84,11 @@ def make_network(image):
             return bilinear_kernel(leaf.shape[0] // 2, leaf.shape[2]) + 0.1 * noise
 
         params = jax.tree.map_with_path(draw, shapes["params"])
-        net = Network(params, model, class_names, palette, size)
+        own = class_names, palette, size, channels, shown or (0, 1, 2)
+        net = Network(params, model, *own)
         # Each class gets scores of one mean and size, lest one wins everywhere.
-        logits = np.asarray(fcn_jax.apply(net, image))
+        logits = fcn_jax.apply(net, image if model.in_channels == 3 else wide)
+        logits = np.asarray(logits)
         scale = 1 / logits.std(axis=(0, 1))
         for name in filter(lambda name: name.startswith("score"), params["head"]):
             for array in params["head"][name].values():
@@ -79,9 +101,11 @@ def make_network(image):
 
 def make_run(path, net):
     """A run directory, as training leaves it."""
-    own = {"variant", "geometry", "crop", "mean_rgb", "width", "pool_scales"}
+    own = {"variant", "geometry", "crop", "mean", "width", "pool_scales"}
+    own |= {"in_channels", "scale"}
     fields = {k: getattr(net.model, k) for k in (*own, "learn_upsampling")}
-    data = {k: getattr(net, k) for k in ("class_names", "palette", "size")}
+    described = ("class_names", "palette", "size", "channels", "shown")
+    data = {k: getattr(net, k) for k in described}
     config = Config(model=Model(**fields), data=Data(num_classes=4, **data))
     save_config(path / "config.json", config)
     fcn_jax.save(path / "model.safetensors", net)
@@ -125,6 +149,61 @@ def test_every_way_to_use_a_network_gives_the_same_labels(
 
     with pytest.raises(ValueError, match="pass the Network .* or model="):
         fcn_jax.predict(net.params, image)
+
+
+def test_every_way_to_use_four_channels_gives_the_same_labels(
+    make_network, image, depth, tmp_path
+):
+    net, run, wide = make_network(**DEPTH), tmp_path / "run", np.dstack([image, depth])
+    make_run(run, net)
+    for name, channels in (("rgb", image), ("depth", depth), ("rgba", image[..., :1])):
+        (tmp_path / name).mkdir()
+        picture = np.dstack([image, channels]) if name == "rgba" else channels
+        Image.fromarray(picture).save(tmp_path / name / "a.png")
+    labels = fcn_jax.predict(net, wide)
+    assert len(np.unique(labels)) > 1
+    # The fourth channel counts.
+    assert (labels != fcn_jax.predict(net, np.dstack([image, 0 * depth]))).any()
+    loaded = fcn_jax.load(run)
+    assert loaded.replace(params=None) == net.replace(params=None)
+    fcn_jax.export(tmp_path / "net.npz", loaded)
+    exported = fcn_jax.load_exported(tmp_path / "net.npz")
+    assert exported.in_channels == 4 and exported.channels == DEPTH["channels"]
+    with pytest.raises(ValueError, match=r"image must be \[H, W, 4\]"):
+        exported(image)
+
+    whole = loaded.replace(size=())
+    found = {
+        "apply": np.argmax(fcn_jax.apply(net, wide), axis=-1),
+        "floats": fcn_jax.predict(loaded, wide.astype(np.float32)),
+        "a list": fcn_jax.predict(loaded, [wide, wide[:5, :5]])[0],
+        "a batch": fcn_jax.predict(loaded, np.stack([wide, wide]))[1],
+        "jit": jax.jit(fcn_jax.predict)(loaded, wide),
+        "probabilities": fcn_jax.probabilities(loaded, wide).argmax(axis=-1),
+        "tiles": predict_tiled(loaded, wide, tile=(640, 640)),
+        "export": exported(wide),
+    }
+    command = ["predict", "--run", str(run), "--extra", str(tmp_path / "depth")]
+    assert main([*command, str(tmp_path / "rgb"), "--out", str(tmp_path / "out")]) == 0
+    found["files"] = read_label(tmp_path / "out" / "a.png")
+    for way, other in found.items():
+        np.testing.assert_array_equal(other, labels, err_msg=way)
+    rgba = tmp_path / "rgba" / "a.png"
+    np.testing.assert_array_equal(
+        fcn_jax.predict(whole, rgba),
+        fcn_jax.apply(whole, np.dstack([image, image[..., 0]])).argmax(axis=-1),
+    )
+
+    examples = [(wide.astype(np.float32), labels)]
+    evaluation = fcn_jax.evaluate(net, examples, examples=1, progress=False)
+    assert evaluation.figures["pixel_accuracy"] == 1
+    shown = 127.5 + (depth.astype(np.float64) - 30_000) * 64 / 15_000
+    picture = np.dstack([np.clip(shown, 0, 255), image[..., 1], image[..., 0]])
+    np.testing.assert_allclose(evaluation.examples[0].image, picture, atol=0.51)
+    tinted = fcn_jax.overlay(evaluation.examples[0].image, labels)
+    np.testing.assert_array_equal(
+        read_image(tmp_path / "out" / "a_overlay.png"), tinted
+    )
 
 
 @pytest.mark.parametrize("field", FIELDS)
@@ -219,6 +298,11 @@ def test_names_are_made_up_where_there_are_none():
         ({"size": (4,)}, r"size = \(4,\) must be \(height, width\)"),
         ({"size": (4, 0)}, "size = "),
         ({"size": (4.0, 5)}, "size = "),
+        ({"channels": ("red",)}, "channels has 1 entries for 3 input channels"),
+        ({"channels": ("a", "b", 3)}, "channels has 3, want a string"),
+        ({"shown": (0, 1, 3)}, r"shown = \(0, 1, 3\) must be .* from 0 to 2, for red"),
+        ({"shown": (0, 1)}, r"shown = \(0, 1\) must be three input channels"),
+        ({"shown": (0, 1, -1)}, r"shown = \(0, 1, -1\) must be"),
     ],
 )
 def test_fields_that_do_not_fit_are_refused(fields, message):

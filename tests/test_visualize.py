@@ -4,6 +4,7 @@ from PIL import Image
 
 from fcn_jax.data.images import read_label
 from fcn_jax.visualize import (
+    as_picture,
     augmented_rows,
     class_chart,
     colorize,
@@ -53,6 +54,28 @@ def test_colorize_gives_classes_and_void_their_colors():
     labels = np.array([[0, 1], [11, 255]])
     expected = [[(0, 0, 0), (128, 0, 0)], [(192, 128, 0), VOID]]
     np.testing.assert_array_equal(colorize(labels), expected)
+
+
+def test_picture_of_rgb_is_the_image_or_its_shown_channels():
+    image = np.arange(12, dtype=np.uint8).reshape(2, 2, 3)
+    mean, scale = (9.0, 9.0, 9.0), (0.5, 2.0, 1.0)
+    np.testing.assert_array_equal(as_picture(image, mean, scale), image)
+    found = as_picture(image, mean, scale, shown=(2, 1, 1))
+    np.testing.assert_array_equal(found, image[..., [2, 1, 1]])
+
+
+def test_picture_of_other_channels_is_scaled_about_the_mean():
+    values = [10, 20, 30, 40, 3000]
+    mean, scale = (5.0, 5.0, 5.0, 5.0, 2000.0), (1.0, 1.0, 1.0, 1.0, 0.1)
+    wide = np.float32([[values]])
+    found = as_picture(wide, mean, scale, shown=(4, 3, 0))
+    # 127.5 + 1000 / 10 = 227.5, which rounds to the even 228, and 127.5 + 35.
+    np.testing.assert_array_equal(found, [[[228, 162, 10]]])
+    assert found.dtype == np.uint8
+    assert as_picture(wide - 9000, mean, scale, shown=(4, 3, 0)).max() == 0
+    # Without a scale, bytes are shown as they are.
+    found = as_picture(np.uint8([[[1, 2, 3, 4]]]), mean, shown=(3, 2, 1))
+    np.testing.assert_array_equal(found, [[[4, 3, 2]]])
 
 
 @pytest.mark.parametrize("value", [-1, 256])

@@ -18,7 +18,7 @@ def fill_up(
     Args:
         images: [h, w, N] each; at most ``batch_size`` of them.
         shape: (H, W), at least as large as every image.
-        batch_size: B. Images of one black pixel fill up the batch.
+        batch_size: B. Images of one pixel of zeros fill up the batch.
 
     Returns:
         batch: [B, H, W, N], each image at the top left, of a dtype that holds the

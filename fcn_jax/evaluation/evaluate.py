@@ -13,10 +13,14 @@ from fcn_jax.data.sources import CheckedSource
 from fcn_jax.evaluation.metrics import confusion_matrix, iu_per_class, summarize
 from fcn_jax.inference.predict import predict_many
 from fcn_jax.network import Network, as_network
+from fcn_jax.visualize import as_picture
 
 
 class Example(NamedTuple):
-    """An image with its label and the network's prediction, all of one size."""
+    """A picture of an image, its label and the network's prediction, all of one size.
+
+    The picture is [H, W, 3] uint8, which is the image itself if that is RGB.
+    """
 
     name: str
     image: np.ndarray
@@ -65,8 +69,9 @@ def evaluate(
         net: the network.
         source: anything with ``__len__`` and ``__getitem__(i)`` that gives (image,
             label), or a dict with "image", "label" and perhaps "name": an image
-            [H, W, 3] uint8 RGB, and a label [H, W] of integers in [0, C), or 255 where
-            the pixel does not count.
+            [H, W, 3] uint8 RGB, or [H, W, N] uint8 or float32 for a network of N
+            channels, and a label [H, W] of integers in [0, C), or 255 where the pixel
+            does not count.
         batch_size: as for `predict_many`.
         examples: how many examples to return, spread evenly over the source.
         save: is called with the name and the labels of each prediction.
@@ -86,7 +91,8 @@ def evaluate(
     """
     net = as_network(net)
     classes = net.model.num_classes
-    source = CheckedSource(source, num_classes=classes)
+    channels = net.model.in_channels
+    source = CheckedSource(source, num_classes=classes, in_channels=channels)
     keep, waiting, kept = set(_spread(len(source), examples)), {}, {}
     confusion = np.zeros((classes, classes), np.int64)
 
@@ -104,7 +110,8 @@ def evaluate(
         if save:
             save(name, prediction)
         if i in keep:
-            kept[i] = Example(name, image, label, prediction)
+            picture = as_picture(image, net.model.mean, net.model.scale, net.shown)
+            kept[i] = Example(name, picture, label, prediction)
     return Evaluation(confusion, net.names, tuple(kept[i] for i in sorted(kept)))
 
 

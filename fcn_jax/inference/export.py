@@ -25,7 +25,9 @@ from fcn_jax.files import replacing
 from fcn_jax.inference.inputs import AnyImage, as_batch
 from fcn_jax.inference.predict import apply
 from fcn_jax.inference.programs import resized_scores
+from fcn_jax.models.fcn import FCN
 from fcn_jax.models.geometry import body_extents
+from fcn_jax.models.vgg import PIXEL_SIZE
 from fcn_jax.network import Network, Palette
 from fcn_jax.weights.load import arrays_of
 
@@ -49,11 +51,15 @@ class ExportedNetwork:
         output: "labels" or "logits".
         class_names: one for each class, or ().
         palette: one RGB colour for each class, or ().
+        in_channels: N, the channels of an image.
+        channels: their names, or ().
     """
 
     output: str
     class_names: tuple[str, ...]
     palette: Palette
+    in_channels: int
+    channels: tuple[str, ...]
     _call: Callable[[Any], jax.Array]
 
     def __call__(self, image: AnyImage) -> np.ndarray:
@@ -61,7 +67,8 @@ class ExportedNetwork:
 
         Args:
             image: [H, W, 3] or [B, H, W, 3] uint8, RGB; a PIL image; or the path of an
-                image file.
+                image file. For N > 3 channels, [H, W, N] or [B, H, W, N] uint8, uint16
+                or float; or the path of a file with N channels.
 
         Returns:
             labels [H, W] or [B, H, W] int32; or logits [H, W, C] or [B, H, W, C]
@@ -72,9 +79,10 @@ class ExportedNetwork:
                 platforms that the network was exported for.
         """
         dtype = getattr(image, "dtype", np.uint8)
-        if dtype != np.uint8:
+        if self.in_channels == 3 and dtype != np.uint8:
             raise ValueError(f"image must be uint8, RGB in [0, 255], got {dtype}")
-        batch, single = as_batch(image)
+        batch, single = as_batch(image, self.in_channels)
+        batch = batch.astype(_dtype(self.in_channels), copy=False)
         result = np.asarray(self._call(batch))
         return result[0] if single else result
 
@@ -88,10 +96,11 @@ def export(
 ) -> None:
     """Write a network as a file that JAX runs without this package.
 
-    The file takes uint8 images of any batch, height and width, and does all that
-    `fcn_jax.predict` does, resizing to ``net.size`` and back included. It is read again
-    and compared with the network at three sizes of image, before it appears under its
-    name. Missing parent directories are made.
+    The file takes images of any batch, height and width: uint8 RGB, or float32 for a
+    network of more channels. It does all that `fcn_jax.predict` does, resizing to
+    ``net.size`` and back included. It is read again and compared with the network at
+    three sizes of image, before it appears under its name. Missing parent directories
+    are made.
 
     Args:
         path: the file to write.
@@ -122,6 +131,8 @@ def export(
         "output": output,
         "class_names": net.class_names,
         "palette": net.palette,
+        "in_channels": net.model.in_channels,
+        "channels": net.channels,
         "jax": jax.__version__,
     }
     program = _program(net, arrays, output, platforms)
@@ -160,14 +171,19 @@ def load_exported(path: str | Path) -> ExportedNetwork:
         try:
             metadata, program, arrays = _read(file)
             output, names = metadata["output"], tuple(metadata["class_names"])
+            # Older files lack these.
             palette = tuple(map(tuple, metadata.get("palette", ())))
+            in_channels = metadata.get("in_channels", 3)
+            channels = tuple(metadata.get("channels", ()))
+            _check_image(program, in_channels)
         except Exception as error:  # Garbled bytes end in errors of every kind.
             raise ValueError(
                 f"{path} cannot be read as a file of fcn_jax.export (this is JAX "
                 f"{jax.__version__}): {error}"
             ) from error
     weights, call = jax.device_put(arrays), jax.jit(program.call)
-    return ExportedNetwork(output, names, palette, lambda batch: call(weights, batch))
+    described = output, names, palette, in_channels, channels
+    return ExportedNetwork(*described, lambda batch: call(weights, batch))
 
 
 def _device(platforms: Sequence[str]) -> jax.Device:
@@ -193,7 +209,7 @@ def _program(
             return logits
         return jnp.argmax(logits, axis=-1).astype(jnp.int32)
 
-    image = jax.ShapeDtypeStruct(_any_image(net), jnp.uint8)
+    image = jax.ShapeDtypeStruct(_any_image(net), _dtype(net.model.in_channels))
     exported = jax_export.export(jax.jit(run), platforms=platforms)
     return exported(jax.eval_shape(lambda: arrays), image).serialize()
 
@@ -202,12 +218,36 @@ def _any_image(net: Network) -> tuple:
     """Return the shape of images with symbols for batch, height and width."""
     b, h, w = jax_export.symbolic_shape("b, h, w")
     if net.size:
-        return b, h, w, 3
+        return b, h, w, net.model.in_channels
     caffe = net.model.geometry == "caffe"
     rows, cols = (body_extents(side, caffe=caffe)["fc7"] for side in (h, w))
     # JAX cannot tell by itself that the map of an unpadded fc6 is not empty.
     known = f"{b * rows * cols} >= 1"
-    return jax_export.symbolic_shape("b, h, w, 3", constraints=[known])
+    shape = f"b, h, w, {net.model.in_channels}"
+    return jax_export.symbolic_shape(shape, constraints=[known])
+
+
+def _dtype(in_channels: int) -> type:
+    """Return the dtype of the images that an exported program takes."""
+    return np.uint8 if in_channels == 3 else np.float32
+
+
+def _check_image(program: jax_export.Exported, in_channels: int) -> None:
+    """Raise ValueError if the program takes other images than the metadata say."""
+    image = program.in_avals[-1]
+    if image.shape[-1] != in_channels or image.dtype != _dtype(in_channels):
+        raise ValueError(
+            f"its program takes images {image}, and its metadata tell of {in_channels} "
+            "channels"
+        )
+
+
+def _random_image(model: FCN, shape: tuple, rng: np.random.Generator) -> np.ndarray:
+    """Return images [*shape, N] with values of the size that a network expects."""
+    if model.in_channels == 3:
+        return rng.integers(0, 256, (*shape, 3), np.uint8)
+    noise = rng.normal(0, PIXEL_SIZE, (*shape, model.in_channels))
+    return np.float32(noise / (model.scale or 1.0) + model.mean)
 
 
 def _compare(exported: ExportedNetwork, net: Network) -> None:
@@ -217,7 +257,7 @@ def _compare(exported: ExportedNetwork, net: Network) -> None:
     """
     rng = np.random.default_rng(0)
     for shape in _CHECKS:
-        image = rng.integers(0, 256, (*shape, 3), np.uint8)
+        image = _random_image(net.model, shape, rng)
         logits, found = np.asarray(apply(net, image)), exported(image)
         if exported.output == "logits":
             error = np.abs(found - logits)

@@ -8,7 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from fcn_jax.data.images import read_image, to_rgb
+from fcn_jax.data.channels import read_channels
+from fcn_jax.data.images import to_rgb
+from fcn_jax.models.vgg import is_number
 
 Array = np.ndarray | jax.Array
 AnyImage = Array | Image.Image | str | Path
@@ -16,15 +18,18 @@ AnyImage = Array | Image.Image | str | Path
 _ORIENTATION = 0x0112  # The EXIF tag that tells how a camera was held; 1 is upright.
 
 
-def as_batch(image: AnyImage) -> tuple[Array, bool]:
+def as_batch(image: AnyImage, channels: int = 3) -> tuple[Array, bool]:
     """Return a batch of images from an image or a batch in any common form.
 
     Args:
         image: [H, W, 3] or [B, H, W, 3], integer or float, RGB in [0, 255]; a PIL
-            image; or the path of an image file, which is turned upright.
+            image; or the path of an image file, which is turned upright. For more
+            channels, [H, W, N] or [B, H, W, N] uint8, uint16 or float, of any finite
+            values; or the path of a file that has N channels.
+        channels: N, those of the network.
 
     Returns:
-        batch: [B, H, W, 3], the same values.
+        batch: [B, H, W, N], the same values.
         single: whether ``image`` had no batch axis.
 
     Raises:
@@ -32,37 +37,33 @@ def as_batch(image: AnyImage) -> tuple[Array, bool]:
             in [0, 255]. The error tells what to pass instead.
     """
     if isinstance(image, str | Path):
-        return read_image(image)[None], True
-    if isinstance(image, Image.Image):
+        return read_channels([Path(image)], channels=channels)[None], True
+    if isinstance(image, Image.Image) and channels == 3:
         return _from_pil(image)[None], True
     if not isinstance(image, np.ndarray | jax.Array):
+        pil = ", a PIL image" if channels == 3 else ""
         raise ValueError(
-            f"image is a {type(image).__name__}: pass an array [H, W, 3], a PIL image, "
-            "the path of an image file, or a list of these"
+            f"image is a {type(image).__name__}: pass an array [H, W, {channels}]{pil}"
+            ", the path of an image file, or a list of these"
         )
-    if image.ndim not in (3, 4) or image.shape[-1] != 3 or 0 in image.shape:
+    if image.ndim not in (3, 4) or image.shape[-1] != channels or 0 in image.shape:
+        rgb = "RGB " if channels == 3 else ""
         raise ValueError(
-            "image must be RGB [H, W, 3] or [B, H, W, 3] with no empty side, got "
-            f"{list(image.shape)}{_shape_hint(image.shape)}"
+            f"image must be {rgb}[H, W, {channels}] or [B, H, W, {channels}] with no "
+            f"empty side, got {list(image.shape)}{_shape_hint(image.shape, channels)}"
         )
-    is_float = jnp.issubdtype(image.dtype, jnp.floating)
-    if not (is_float or jnp.issubdtype(image.dtype, jnp.integer)):
-        raise ValueError(
-            f"image must be uint8 or float, RGB in [0, 255], got {image.dtype}"
-        )
-    if image.dtype != np.uint8:
-        _check_range(image, is_float)
+    _check_values(image, channels)
     single = image.ndim == 3
     return (image[None] if single else image), single
 
 
-def as_image(image: AnyImage) -> Array:
-    """Return [H, W, 3] from one image in any form that `as_batch` takes."""
-    batch, single = as_batch(image)
+def as_image(image: AnyImage, channels: int = 3) -> Array:
+    """Return [H, W, N] from one image in any form that `as_batch` takes."""
+    batch, single = as_batch(image, channels)
     if not single:
         raise ValueError(
-            f"image must be one image [H, W, 3], got a batch {list(batch.shape)}: "
-            "pass its images one by one"
+            f"image must be one image [H, W, {channels}], got a batch "
+            f"{list(batch.shape)}: pass its images one by one"
         )
     return batch[0]
 
@@ -83,7 +84,11 @@ def _from_pil(image: Image.Image) -> np.ndarray:
     return to_rgb(image)
 
 
-def _shape_hint(shape: tuple[int, ...]) -> str:
+def _shape_hint(shape: tuple[int, ...], channels: int) -> str:
+    if len(shape) in (3, 4) and shape[-3] == channels:
+        return ": for channels first pass np.moveaxis(image, -3, -1)"
+    if channels != 3:
+        return f": the network takes {channels} channels, with RGB first"
     if len(shape) == 2:
         return ": for a grey image pass np.stack([image] * 3, axis=-1)"
     if len(shape) not in (3, 4) or 0 in shape:
@@ -92,16 +97,36 @@ def _shape_hint(shape: tuple[int, ...]) -> str:
         return ": for a grey image pass np.repeat(image, 3, axis=-1)"
     if shape[-1] == 4:
         return ": for an RGBA image pass image[..., :3]"
-    if shape[-3] == 3:
-        return ": for channels first pass np.moveaxis(image, -3, -1)"
     return ""
 
 
-def _check_range(image: Array, is_float: bool) -> None:
-    if is_traced(image):  # There are no values to look at yet.
-        return
+def _check_values(image: Array, channels: int) -> None:
+    """Raise ValueError for a dtype or values that the network does not take."""
+    is_float = jnp.issubdtype(image.dtype, jnp.floating)
+    if channels == 3:
+        if not (is_float or jnp.issubdtype(image.dtype, jnp.integer)):
+            raise ValueError(
+                f"image must be uint8 or float, RGB in [0, 255], got {image.dtype}"
+            )
+        if image.dtype != np.uint8:
+            _check_range(image, is_float)
+    elif is_float:
+        if not all(map(is_number, _range(image))):
+            raise ValueError("image holds NaN or infinity: replace them by numbers")
+    elif image.dtype not in (np.uint8, np.uint16):
+        raise ValueError(f"image must be uint8, uint16 or float, got {image.dtype}")
+
+
+def _range(image: Array) -> tuple[float, float]:
+    """Return the lowest and the highest value, (0, 0) while they are unknown."""
+    if is_traced(image):
+        return 0.0, 0.0
     with jax.ensure_compile_time_eval():  # A jax.jit around may close over the image.
-        low, high = float(image.min()), float(image.max())
+        return float(image.min()), float(image.max())
+
+
+def _check_range(image: Array, is_float: bool) -> None:
+    low, high = _range(image)
     if 0 <= low and high <= 255 and not (is_float and 0 < high <= 1):
         return
     if is_float and 0 <= low and high <= 1:

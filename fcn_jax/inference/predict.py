@@ -39,7 +39,9 @@ def apply(
     Args:
         net: the network; or bare parameters, with ``model``.
         image: [H, W, 3] or [B, H, W, 3] uint8 or float, RGB in [0, 255]; a PIL image;
-            the path of an image file; or a list of these, of any sizes.
+            the path of an image file; or a list of these, of any sizes. For a network
+            of N > 3 channels, [H, W, N] or [B, H, W, N] uint8, uint16 or float of any
+            finite values; the path of a file with N channels; or a list of these.
         model: the network of bare parameters.
 
     Returns:
@@ -55,8 +57,9 @@ def apply(
     """
     net = as_network(net, model)
     if isinstance(image, list | tuple):
-        return [resized_scores(net, as_image(each)[None])[0] for each in image]
-    batch, single = as_batch(image)
+        images = (as_image(each, net.model.in_channels) for each in image)
+        return [resized_scores(net, each[None])[0] for each in images]
+    batch, single = as_batch(image, net.model.in_channels)
     logits = resized_scores(net, batch)
     return logits[0] if single else logits
 
@@ -85,7 +88,7 @@ def predict(
     if isinstance(image, list | tuple):
         found = dict(predict_many(net, enumerate(image)))
         return [found[i] for i in range(len(image))]
-    batch, single = as_batch(image)
+    batch, single = as_batch(image, net.model.in_channels)
     if is_traced(net, batch):
         labels = jnp.argmax(resized_scores(net, batch), axis=-1).astype(jnp.int32)
     else:  # Images of one size, so they keep their order.
@@ -122,9 +125,11 @@ def predict_many(
         for path, labels in predict_many(net, ((path, path) for path in paths)):
             ...
     """
-    pairs = ((key, np.asarray(as_image(image))) for key, image in images)
+    net = as_network(net)
+    channels = net.model.in_channels
+    pairs = ((key, np.asarray(as_image(image, channels))) for key, image in images)
     batch_size = batch_size or (1 if jax.default_backend() == "cpu" else 8)
-    return _predict_many(as_network(net), pairs, batch_size, progress)
+    return _predict_many(net, pairs, batch_size, progress)
 
 
 def _predict_many(

@@ -44,7 +44,7 @@ def probabilities(
         return [
             found for _, found in probabilities_many(net, enumerate(image), **options)
         ]
-    batch, single = as_batch(image)
+    batch, single = as_batch(image, as_network(net).model.in_channels)
     found = [p for _, p in probabilities_many(net, enumerate(batch), **options)]
     return found[0] if single else np.stack(found)
 
@@ -66,8 +66,9 @@ def probabilities_many(
     views = [
         (s, mirror) for s in scales for mirror in ((False, True) if flip else (False,))
     ]
+    channels = net.model.in_channels
     return (
-        (key, _averaged(net, np.asarray(as_image(image)), views))
+        (key, _averaged(net, np.asarray(as_image(image, channels)), views))
         for key, image in images
     )
 
@@ -96,7 +97,7 @@ def _view(
     shape: tuple[int, int],
     mirror: bool,
 ) -> jax.Array:
-    """Return the probabilities of one image [1, H, W, 3] of a true ``size`` [1, 2].
+    """Return the probabilities of one image [1, H, W, N] of a true ``size`` [1, 2].
 
     The network sees it at the size ``seen`` [1, 2], padded to ``shape``, and mirrored
     or not. The result is [H, W, C].

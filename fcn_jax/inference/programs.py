@@ -15,7 +15,7 @@ def scores_of(
 
     Args:
         net: the network.
-        batch: [B, H, W, 3].
+        batch: [B, H, W, N].
         size: [B, 2] int32, the true height and width of each image, as `FCN` takes it.
 
     Returns:
@@ -38,7 +38,7 @@ def resized_scores(net: Network, batch: jax.Array) -> jax.Array:
 
     Args:
         net: the network.
-        batch: [B, H, W, 3].
+        batch: [B, H, W, N].
 
     Returns:
         [B, H, W, C] float32.

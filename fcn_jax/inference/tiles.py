@@ -74,7 +74,8 @@ def predict_tiled(
 
     Args:
         net: the network.
-        image: [H, W, 3] uint8 or float, RGB in [0, 255]; may be a np.memmap.
+        image: [H, W, 3] uint8 or float, RGB in [0, 255], or [H, W, N] for a network of
+            N channels; may be a np.memmap.
         tile: pixels that the network may see at once, or a height and width. Tiles are
             equal, and their sides are multiples of 32. Larger tiles compute less twice:
             a quarter to a half of each side goes to `margins` in tiles of 1024 to 2048.
@@ -123,7 +124,8 @@ def _run(
     net: Network, image: np.ndarray, tile: int | tuple[int, int], *, labels: bool
 ) -> tuple[Iterator[Part], int]:
     """Return the parts of an image, computed as they are taken, and their number."""
-    net, image = as_network(net), as_image(image)
+    net = as_network(net)
+    image = as_image(image, net.model.in_channels)
     net = net.replace(params=jax.device_put(net.params))
     if net.size:
         return _resized(net, image, tile, _best if labels else jnp.asarray)
@@ -152,7 +154,7 @@ def _resized(
 ) -> tuple[Iterator[Part], int]:
     """Run a network at its own size, and resize the scores strip by strip."""
     height, width = image.shape[:2]
-    strips = _strips(height, width * max(3, net.model.num_classes))
+    strips = _strips(height, width * max(image.shape[-1], net.model.num_classes))
 
     def parts() -> Iterator[Part]:
         narrow = [resize_columns(image[rows], net.size[1]) for rows in strips]

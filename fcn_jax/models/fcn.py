@@ -7,6 +7,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from fcn_jax.models.convolution import Conv
 from fcn_jax.models.extent import Extents, windows, zero_outside
@@ -39,7 +40,10 @@ _CHECKS = {
         lambda value: _is_whole(value) and 1 <= value < 2**31,  # Labels are int32.
         "a whole number from 1 to 2**31 - 1",
     ),
-    "mean_rgb": (lambda value: _are_numbers(value, 3), "a tuple of 3 finite numbers"),
+    "in_channels": (
+        lambda value: _is_whole(value) and value >= 3,
+        "a whole number from 3: grey images are read as RGB",
+    ),
     "pool_scales": (
         lambda value: _are_numbers(value, 2),
         "a tuple of 2 finite numbers",
@@ -62,6 +66,15 @@ def _are_numbers(value: Any, length: int) -> bool:
     """Tell whether a value is a tuple of that many finite numbers."""
     right = isinstance(value, tuple) and len(value) == length
     return right and all(map(is_number, value))
+
+
+def _check_channels(mean: Any, scale: Any, channels: int) -> None:
+    """Raise ValueError unless mean and scale have a usable number for each channel."""
+    wanted = f"a tuple of {channels} finite numbers, one for each of in_channels"
+    if not _are_numbers(mean, channels):
+        raise ValueError(f"mean = {mean!r} must be {wanted}")
+    if scale != () and not (_are_numbers(scale, channels) and np.float32(scale).all()):
+        raise ValueError(f"scale = {scale!r} must be {wanted}, none of them 0; or ()")
 
 
 class Upsample(nn.Module):
@@ -177,7 +190,12 @@ class FCN(nn.Module):
             geometry.py).
         crop: "center" or "corner", the part to keep of an upsampled map that is larger
             than the map it is added to; ignored in geometry "caffe".
-        mean_rgb: subtracted from the image; it belongs to the weights of the body.
+        in_channels: channels of the image, from 3. The first three are RGB.
+        mean: one number for each channel, subtracted from the image; it belongs to the
+            weights of the body.
+        scale: one number for each channel, which multiplies the image less its mean; ()
+            for 1. The weights of a VGG-16 expect values of the size that RGB less its
+            mean has, about 64.
         width: multiplier of the number of filters of the body, for thin networks.
         dropout: rate after fc6 and fc7 in training.
         dtype: dtype of the computation; the logits are always float32.
@@ -197,7 +215,9 @@ class FCN(nn.Module):
     num_classes: int = 21
     geometry: str = "same"
     crop: str = "center"
-    mean_rgb: tuple[float, float, float] = VGG_MEAN_RGB
+    in_channels: int = 3
+    mean: tuple[float, ...] = VGG_MEAN_RGB
+    scale: tuple[float, ...] = ()
     width: float = 1.0
     dropout: float = 0.5
     dtype: Any = jnp.float32
@@ -218,6 +238,7 @@ class FCN(nn.Module):
             value = getattr(self, field)
             if not valid(value):
                 raise ValueError(f"{field} = {value!r} must be {wanted}")
+        _check_channels(self.mean, self.scale, self.in_channels)
         scaled(1, self.width)
         super().__post_init__()
 
@@ -228,7 +249,8 @@ class FCN(nn.Module):
         """Score every pixel.
 
         Args:
-            image: [B, H, W, 3] uint8 or float, RGB in [0, 255]; any H and W from 1.
+            image: [B, H, W, in_channels] of integers or floats, with RGB in [0, 255]
+                first; any H and W from 1.
             size: [B, 2] int32, the height and width of each image, from 1 to H and W;
                 None if all are H x W. Within them the logits are those of the image
                 alone. Beyond them ``image`` may hold anything, and the logits have no
@@ -237,8 +259,18 @@ class FCN(nn.Module):
 
         Returns:
             logits [B, H, W, C] float32.
+
+        Raises:
+            ValueError: if ``image`` has another number of channels.
         """
-        x = image.astype(jnp.float32) - jnp.asarray(self.mean_rgb, jnp.float32)
+        if image.shape[-1] != self.in_channels:
+            raise ValueError(
+                f"image is {list(image.shape)}, but the network takes "
+                f"{self.in_channels} channels: pass [B, H, W, {self.in_channels}]"
+            )
+        x = image.astype(jnp.float32) - jnp.asarray(self.mean, jnp.float32)
+        if self.scale:
+            x *= jnp.asarray(self.scale, jnp.float32)
         x = zero_outside(x, size)
         caffe = self.geometry == "caffe"
         extents = {} if size is None else body_extents(size, caffe=caffe)

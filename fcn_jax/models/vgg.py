@@ -21,11 +21,14 @@ _MAX_FLOAT32 = float(jnp.finfo(jnp.float32).max)
 # Mean RGB of the training images of Oxford's VGG-16, to subtract from its input.
 VGG_MEAN_RGB = (123.68, 116.779, 103.939)
 
-# Root mean square of the inputs of these layers: pixels less their mean, and pool5 of
-# the Caffe VGG-16 on photographs. Their random kernels are divided by it, so that the
-# features have size 1. With He's plain scale, a random fc6 and fc7 pass the size of
-# pool5 on to the score layer, whose first gradients then make plain SGD diverge.
-_INPUT_SIZES = {"conv1_1": 64.0, "fc6": 8.0}
+# Root mean square of pixels less their mean, in photographs.
+PIXEL_SIZE = 64.0
+
+# Root mean square of the inputs of these layers; that of fc6 is pool5 of the Caffe
+# VGG-16 on photographs. Their random kernels are divided by it, so that the features
+# have size 1. With He's plain scale, a random fc6 and fc7 pass the size of pool5 on to
+# the score layer, whose first gradients then make plain SGD diverge.
+_INPUT_SIZES = {"conv1_1": PIXEL_SIZE, "fc6": 8.0}
 
 
 def _kernel_init(layer: str) -> nn.initializers.Initializer:
@@ -91,7 +94,7 @@ class VGG16(nn.Module):
         """Compute the features of a batch.
 
         Args:
-            x: [B, H, W, 3] float, RGB with the mean subtracted.
+            x: [B, H, W, I] float, the image with the mean subtracted; I = 3 for RGB.
             extents: if images are padded, from `fcn_jax.models.geometry.body_extents`;
                 maps are set to zero outside them.
             train: whether to apply dropout, which needs the "dropout" key.

@@ -12,7 +12,7 @@ import numpy as np
 
 from fcn_jax.data.labels import to_classes
 from fcn_jax.data.transforms import augment
-from fcn_jax.training.config import Config, fields
+from fcn_jax.training.config import Config, fields, make_model
 
 Transform = Callable[[dict, np.random.Generator], dict]
 
@@ -21,7 +21,7 @@ def training_augment(config: Config, transform: Transform | None = None) -> Tran
     """Return the augmentation of a config, from example to training example.
 
     Args:
-        config: the config of the run.
+        config: the config of the run; for more channels than RGB, with their mean.
         transform: own transform, applied last; None takes that of
             ``config.data.transform``.
 
@@ -31,7 +31,7 @@ def training_augment(config: Config, transform: Transform | None = None) -> Tran
     own = own_transform(config, transform)
     return functools.partial(
         augment,
-        mean=config.model.mean_rgb,
+        mean=make_model(config).mean,
         transform=own
         and functools.partial(
             _apply_checked, transform=own, num_classes=config.data.num_classes

@@ -11,10 +11,12 @@ from fcn_jax.data.loader import train_batches
 from fcn_jax.data.shorten import shorten
 from fcn_jax.data.survey import BALANCES, Survey, class_weights, survey_table
 from fcn_jax.files import write_json
+from fcn_jax.models.vgg import VGG_MEAN_RGB
 from fcn_jax.training.augmentation import training_augment
-from fcn_jax.training.config import Config, fields
+from fcn_jax.training.config import Config, fields, with_normalization
 from fcn_jax.training.faults import Faults, find_faults, open_splits, survey_splits
-from fcn_jax.visualize import augmented_rows, class_chart
+from fcn_jax.training.start import normalization_of
+from fcn_jax.visualize import as_picture, augmented_rows, class_chart
 
 _MAX_LINES = 20  # Printed lines of a kind; data.json has all of them.
 _MAX_OVERLAPS = 10
@@ -45,7 +47,8 @@ def check_data(
     surveys = survey_splits(config, sources, progress=progress)
     faults = find_faults(sources, surveys)
     if augmented and config.data.train_split in sources:
-        problems += _draw_augmented(config, sources[config.data.train_split], out)
+        split = config.data.train_split
+        problems += _draw_augmented(config, sources[split], surveys[split], out)
     faults = Faults(problems + faults.problems, faults.overlaps, faults.warnings)
     names = config.class_names()
     if len(names) != config.data.num_classes:
@@ -78,15 +81,21 @@ def _most_void(surveys: dict[str, Survey]) -> list[str]:
     ]
 
 
-def _draw_augmented(config: Config, source: Any, out: Path) -> list[str]:
+def _draw_augmented(
+    config: Config, source: Any, survey: Survey, out: Path
+) -> list[str]:
     """Draw the first training examples of the run; return what prevents it."""
-    pairs = []
+    mean, scale = normalization_of(survey.mean[3:], survey.std[3:])
+    config = with_normalization(config, VGG_MEAN_RGB + mean, (1.0, 1.0, 1.0, *scale))
+    shown, pairs = fields(config.model, "mean", "scale"), []
+    shown |= fields(config.data, "shown")
     try:
         augment = training_augment(config)
 
         def note(example: dict, rng: np.random.Generator) -> dict:
             example = augment(example, rng)
-            pairs.append((example["name"], example["image"], example["label"]))
+            picture = as_picture(example["image"], **shown)
+            pairs.append((example["name"], picture, example["label"]))
             return example
 
         # Examples of a run do not depend on its batch size.

@@ -29,6 +29,7 @@ from fcn_jax.training.losses import check_loss
 from fcn_jax.training.optim import OPTIMIZERS, SCHEDULES, make_optimizer
 from fcn_jax.weights.download import PUBLISHED
 from fcn_jax.weights.layers import shapes_of
+from fcn_jax.weights.transplant import EXTRA_INITS
 
 CONFIG_FILE = "config.json"  # In a run directory.
 DTYPES = ("float32", "bfloat16")
@@ -47,7 +48,15 @@ class Model:
         variant: "fcn32s", "fcn16s" or "fcn8s".
         geometry: "same", or "caffe" for that of the authors' release.
         crop: "center" or "corner": the part of an upsampled map that is kept.
-        mean_rgb: subtracted from the image; the weights of init_from bring their own.
+        in_channels: channels of the image, from 3; the first three are RGB.
+        mean: one number for each channel, subtracted from the image; () for the mean of
+            the weights of init_from, or VGG-16's, and for further channels that of the
+            training images.
+        scale: one number for each channel, which multiplies the image less its mean; ()
+            for that of the weights, or 1, and for further channels 64 / their standard
+            deviation in the training images.
+        extra_init: "mean" or "zero": what conv1_1 starts with for further channels if
+            the weights of init_from are for RGB.
         width: multiplier of the number of filters, such as 0.25.
         dropout: rate after fc6 and fc7 in training.
         dtype: "float32" or "bfloat16", of the computation; parameters stay float32.
@@ -60,7 +69,10 @@ class Model:
     variant: str = "fcn8s"
     geometry: str = "same"
     crop: str = "center"
-    mean_rgb: tuple = VGG_MEAN_RGB
+    in_channels: int = 3
+    mean: tuple = ()
+    scale: tuple = ()
+    extra_init: str = "mean"
     width: float = 1.0
     dropout: float = 0.5
     dtype: str = "float32"
@@ -81,6 +93,8 @@ class Data:
         manual_dir: folder of archives that TFDS need not download.
         image_feature: feature of a TFDS data set that holds the image.
         label_feature: feature of a TFDS data set that holds the mask.
+        channels: one name for each input channel, or ().
+        shown: the three channels, from 0, that pictures show as red, green and blue.
         images: folder of the images under root; {split} stands for the split.
         labels: folder of the masks under root, likewise.
         image_suffix: the end of the names of images, such as "_leftImg8bit.png"; other
@@ -125,6 +139,8 @@ class Data:
     manual_dir: str = ""
     image_feature: str = "image"
     label_feature: str = "label"
+    channels: tuple = ()
+    shown: tuple = (0, 1, 2)
     images: str = "images/{split}"
     labels: str = "labels/{split}"
     image_suffix: str = ""
@@ -246,6 +262,8 @@ def check(config: Config) -> None:
     ]
     if problems:
         raise ValueError("\n".join(f"config.{problem}" for problem in problems))
+    # The mean and the scale may follow from the weights and the training images.
+    config = with_normalization(config, VGG_MEAN_RGB)
     with prefixed("config."):
         check_loss(config.loss, config.loss_normalization)
     with prefixed("config.model."):
@@ -404,6 +422,7 @@ def _color_problems(data: Data) -> Iterator[str]:
 def _run_problems(config: Config) -> Iterator[str]:
     for name, value, choices in (
         ("model.dtype", config.model.dtype, DTYPES),
+        ("model.extra_init", config.model.extra_init, EXTRA_INITS),
         ("optim.name", config.optim.name, OPTIMIZERS),
         ("optim.schedule", config.optim.schedule, SCHEDULES),
         ("parallel", config.parallel, MODES),
@@ -432,11 +451,38 @@ def _is_side(side: Any) -> bool:
     return isinstance(side, int) and side > 0
 
 
+def with_normalization(
+    config: Config, mean: tuple[float, ...], scale: tuple[float, ...] = ()
+) -> Config:
+    """Return the config with a mean and a scale where it has none.
+
+    Args:
+        config: the config.
+        mean: of the first channels. Further ones get 0.
+        scale: likewise; further ones get 1. () stays ().
+    """
+    model = config.model
+    channels, extra = model.in_channels, model.in_channels - len(mean)
+    mean = (*mean[:channels], *(0.0,) * extra)
+    scale = scale and (*scale[:channels], *(1.0,) * extra)
+    model = dataclasses.replace(
+        model, mean=tuple(model.mean) or mean, scale=tuple(model.scale) or scale
+    )
+    return dataclasses.replace(config, model=model)
+
+
 def make_model(config: Config) -> FCN:
-    """Return the model that a config describes."""
+    """Return the model that a config describes, with VGG-16's mean if it has none.
+
+    Raises:
+        ValueError: for a field that `FCN` refuses, such as no mean for more channels
+            than RGB.
+    """
     values = dataclasses.asdict(config.model)
-    for name in ("mean_rgb", "pool_scales"):
+    del values["extra_init"]  # It concerns the start of a run alone.
+    for name in ("mean", "scale", "pool_scales"):
         values[name] = tuple(values[name])
+    values["mean"] = values["mean"] or VGG_MEAN_RGB
     return FCN(num_classes=config.data.num_classes, **values)
 
 
@@ -447,7 +493,8 @@ def make_network(config: Config, params: Any = None) -> Network:
     the training, so that both get the same scores.
     """
     data, model = config.data, make_model(config).clone(dtype=jnp.float32)
-    return Network(params, model, config.class_names(), data.palette, data.size)
+    options = fields(data, "palette", "size", "channels", "shown")
+    return Network(params, model, config.class_names(), **options)
 
 
 def make_source(config: Config, split: str, *, strict: bool = True) -> Any:
@@ -477,7 +524,11 @@ def make_source(config: Config, split: str, *, strict: bool = True) -> Any:
     try:
         if data.name == "folder":
             return FolderSource(
-                split=split, strict=strict, **arguments, **fields(data, *_OF_FOLDERS)
+                split=split,
+                strict=strict,
+                in_channels=config.model.in_channels,
+                **arguments,
+                **fields(data, *_OF_FOLDERS),
             )
         return TfdsSource(
             data.name,
@@ -511,7 +562,11 @@ def load_config(path: Path) -> Config:
         ValueError: if the file is missing or holds something else.
     """
     try:
-        return _build(Config, json.loads(path.read_text()))
+        values = json.loads(path.read_text())
+        model = values.get("model", {})
+        if "mean_rgb" in model:  # Its name in older files.
+            model["mean"] = model.pop("mean_rgb")
+        return _build(Config, values)
     except (FileNotFoundError, NotADirectoryError):
         raise ValueError(
             f"{path} is not there: {path.parent} is not the directory of a run"

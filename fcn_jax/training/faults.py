@@ -67,6 +67,7 @@ def survey_splits(
         split: survey_source(
             source,
             num_classes=config.data.num_classes,
+            in_channels=config.model.in_channels,
             threads=max(_MIN_THREADS, config.data.threads),
             seconds=seconds / len(sources),
             progress=progress,

@@ -65,8 +65,10 @@ def train(
             ``results.png``.
         train_source: training images to use instead of those of the config: anything
             with ``__len__`` and ``__getitem__(i)`` that gives (image, label), or a dict
-            with "image", "label" and perhaps "name". An image is [H, W, 3] uint8 RGB, a
-            label [H, W] integers in [0, ``config.data.num_classes``), or 255 for void.
+            with "image", "label" and perhaps "name". An image is [H, W, 3] uint8 RGB,
+            or with more ``config.model.in_channels`` [H, W, in_channels] uint8 or
+            float32 with RGB first; a label is [H, W] integers in [0,
+            ``config.data.num_classes``), or 255 for void.
         eval_source: validation images to use instead, likewise.
         transform: own transform of training examples to use instead of that of
             ``config.data.transform``. It is called with an example, {"image": [H, W, N]
@@ -166,7 +168,11 @@ def _sources(config: Config, train_source: Any, eval_source: Any) -> list[Any]:
         return [
             make_source(config, split)
             if source is None
-            else CheckedSource(source, num_classes=data.num_classes)
+            else CheckedSource(
+                source,
+                num_classes=data.num_classes,
+                in_channels=config.model.in_channels,
+            )
             for source, split in given
         ]
 

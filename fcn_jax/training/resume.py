@@ -13,6 +13,7 @@ from fcn_jax.training.config import (
     flat,
     load_config,
     save_config,
+    with_normalization,
 )
 from fcn_jax.training.log import LOG_FILE, read_log, write_records
 
@@ -22,6 +23,8 @@ NEUTRAL = frozenset(
         "data.root",
         "data.manual_dir",
         "data.class_names",
+        "data.channels",
+        "data.shown",
         "data.bucket",
         "data.threads",
         "data.workers",
@@ -41,7 +44,10 @@ FIXED = frozenset(
         "model.variant",
         "model.geometry",
         "model.crop",
-        "model.mean_rgb",
+        "model.in_channels",
+        "model.mean",
+        "model.scale",
+        "model.extra_init",
         "model.width",
         "model.score_init",
         "model.pool_scales",
@@ -134,9 +140,8 @@ def _is_neutral(change: Change, config: Config, step: int) -> bool:
 
 
 def _with_computed(config: Config, before: Config) -> Config:
-    """Return the config with the mean and the class weights that a run computed."""
-    model = dataclasses.replace(config.model, mean_rgb=before.model.mean_rgb)
-    config = dataclasses.replace(config, model=model)
+    """Return the config with the mean, scale and class weights that a run computed."""
+    config = with_normalization(config, before.model.mean, before.model.scale)
     if not config.class_weights and config.class_balance == before.class_balance:
         config = dataclasses.replace(config, class_weights=before.class_weights)
     return config

@@ -7,23 +7,33 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import optax
 
+from fcn_jax.data.statistics import channel_statistics
 from fcn_jax.data.survey import class_weights, survey_source
-from fcn_jax.network import Network
+from fcn_jax.models.vgg import PIXEL_SIZE, VGG_MEAN_RGB
+from fcn_jax.network import Network, VGG16Weights
 from fcn_jax.processes import is_main
 from fcn_jax.training.checkpoint import Checkpoints
 from fcn_jax.training.config import (
     CONFIG_FILE,
     Config,
     check_trainable,
+    fields,
     make_model,
     prefixed,
     save_config,
+    with_normalization,
 )
 from fcn_jax.training.steps import TrainState, init_state
 from fcn_jax.weights.load import read
-from fcn_jax.weights.transplant import init_params, transplant
+from fcn_jax.weights.transplant import (
+    check_normalization,
+    init_params,
+    normalization,
+    transplant,
+)
 
 _log = logging.getLogger("fcn_jax")
 
@@ -42,10 +52,12 @@ def start_or_resume(
         workdir: directory of the run, which receives the config.
         checkpoints: the checkpoints in it.
         tx: the optimiser.
-        source: the training images, for `Config.class_balance`.
+        source: the training images, for `Config.class_balance` and for the mean and
+            scale of channels after RGB.
 
     Returns:
-        config: the config with the mean of the weights and the class weights.
+        config: the config with the mean and scale of each channel and the class
+            weights.
         state: the first state, or that of the latest checkpoint.
         trained: whether a new run begins with a trained network.
 
@@ -60,9 +72,11 @@ def start_or_resume(
         state = checkpoints.restore(jax.eval_shape(first_state, params))
         _log.info("resuming %s at step %d", workdir, state.step)
         return config, state, False
-    config, given = _balanced(config, source), {}
-    if config.init_from:
-        config, given = _read_weights(config)
+    weights = read(config.init_from) if config.init_from else None
+    # The weights are checked before the training images are read.
+    given = _transplant(config, weights) if weights else {}
+    config = _normalized(config, weights, source)
+    config = _balanced(config, source)
     params = init_params(make_model(config), random_key(config, "params"), given)
     if is_main():
         workdir.mkdir(parents=True, exist_ok=True)
@@ -80,7 +94,8 @@ def _balanced(config: Config, source: Any) -> Config:
     """Return the config with the class weights computed from the training labels."""
     if not config.class_balance or config.class_weights:
         return config
-    survey = survey_source(source, num_classes=config.data.num_classes)
+    classes, channels = config.data.num_classes, config.model.in_channels
+    survey = survey_source(source, num_classes=classes, in_channels=channels)
     if survey.problems:
         raise ValueError(survey.problems[0])
     weights = class_weights(survey, config.class_balance)
@@ -88,20 +103,55 @@ def _balanced(config: Config, source: Any) -> Config:
     return dataclasses.replace(config, class_weights=tuple(weights.tolist()))
 
 
-def _read_weights(config: Config) -> tuple[Config, dict[str, Any]]:
-    """Return the config with the mean of its weights, and their parameters."""
-    source = read(config.init_from)
-    is_fcn = isinstance(source, Network)
-    config = _with_mean(config, source.model.mean_rgb if is_fcn else source.mean_rgb)
+def _transplant(config: Config, weights: Network | VGG16Weights) -> dict[str, Any]:
+    """Return the parameters that a run takes over from the weights of init_from."""
+    is_fcn = isinstance(weights, Network)
     check_trainable(config, from_vgg16=not is_fcn)
+    with prefixed("config.model."):
+        check_normalization(weights, **fields(config.model, "mean", "scale"))
+    model = make_model(with_normalization(config, *normalization(weights)))
     with prefixed(f"config.init_from = {config.init_from}: "):
-        given, notes = transplant(source, make_model(config))
-    kind = source.model.variant if is_fcn else source.source
+        given, notes = transplant(weights, model, extra_init=config.model.extra_init)
+    kind = weights.model.variant if is_fcn else weights.source
     for note in (f"({kind})", *notes):
         _log.info("starting from %s: %s", config.init_from, note)
-    return config, given
+    return given
 
 
-def _with_mean(config: Config, mean_rgb: tuple[float, ...]) -> Config:
-    model = dataclasses.replace(config.model, mean_rgb=tuple(mean_rgb))
-    return dataclasses.replace(config, model=model)
+def _normalized(
+    config: Config, weights: Network | VGG16Weights | None, source: Any
+) -> Config:
+    """Return the config with the mean and the scale of each channel.
+
+    They are those of the config, of the weights and, for channels that both lack, of
+    the training images.
+    """
+    mean, scale = normalization(weights) if weights else (VGG_MEAN_RGB, (1.0, 1.0, 1.0))
+    model, known = config.model, len(mean)
+    if known < model.in_channels and not (model.mean and model.scale):
+        means, stds = channel_statistics(
+            source, channels=model.in_channels, progress=is_main()
+        )
+        further = normalization_of(means[known:], stds[known:])
+        mean, scale = mean + further[0], scale + further[1]
+        config = with_normalization(config, mean, scale)
+        _log.info(
+            'mean and scale of the training images: --config.model.mean="%s" '
+            '--config.model.scale="%s"',
+            config.model.mean,
+            config.model.scale,
+        )
+    return with_normalization(config, mean, () if set(scale) == {1.0} else scale)
+
+
+def normalization_of(
+    mean: np.ndarray, std: np.ndarray
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return the mean and the scale that give channels the size of RGB less its mean.
+
+    A constant channel is zero less its mean, and gets scale 1. The numbers are those of
+    float32, which the network computes with, and short to read.
+    """
+    scale = PIXEL_SIZE / np.where(std > 0, std, PIXEL_SIZE)
+    mean, scale = (map(str, np.float32(values)) for values in (mean, scale))
+    return tuple(map(float, mean)), tuple(map(float, scale))

@@ -19,12 +19,12 @@ def describe(path: str | Path, content: WeightFile) -> str:
     Raises:
         ValueError: if the layers do not form a network.
     """
-    mean = ", ".join(f"{value:g}" for value in content.mean_rgb)
+    model = network_of(content)
     lines = [
         str(path),
-        _network_line(content, network_of(content)),
+        _network_line(content, model),
         f"from {content.source}; below as RGB, H, W, I, O",
-        f"subtracts the mean RGB {mean}",
+        *_input_lines(content, model),
         "",
         f"{'layer':<14}{'array':<8}{'shape':<18}{'type':<9}"
         + "".join(f"{name:>11}" for name in ("min", "mean", "std", "max")),
@@ -51,6 +51,23 @@ def _network_line(content: WeightFile, model: FCN | None) -> str:
     if "bias" in layers.get("fc8", ()):
         return f"VGG-16 classifier, {layers['fc8']['bias'].size} classes"
     return "VGG-16" + ("" if "fc6" in layers else " without fully connected layers")
+
+
+def _input_lines(content: WeightFile, model: FCN | None) -> list[str]:
+    """Return lines about the input channels, their mean and their scale."""
+    mean, scale = (model.mean, model.scale) if model else (content.mean_rgb, ())
+    rgb = " RGB" if len(mean) == 3 else ""
+    lines = [f"subtracts the mean{rgb} {_joined(mean)}"]
+    if not rgb:
+        names = ": " + ", ".join(content.channels) if content.channels else ""
+        lines.insert(0, f"{len(mean)} input channels{names}")
+    if scale:
+        lines.append(f"multiplies by the scale {_joined(scale)}")
+    return lines
+
+
+def _joined(values: tuple[float, ...]) -> str:
+    return ", ".join(f"{value:g}" for value in values)
 
 
 def _row(name: str, part: str, array: np.ndarray) -> str:

@@ -42,10 +42,12 @@ class WeightFile(NamedTuple):
             a dense layer is ``{"kernel": [H, W, I, O], "bias": [O]}``; conv1_1 takes
             RGB less ``mean_rgb``. An upsampling is ``{"kernel": [k, k, I, O]}``: what
             each pixel adds around itself. A scale is ``{"scale": [C]}``.
-        mean_rgb: what the network subtracts from RGB in [0, 255].
+        mean_rgb: what the network subtracts from RGB in [0, 255]. The mean and scale of
+            further channels are in ``model``.
         source: the kind of file and its layout, for people to read.
         unused: the file's names for its other content.
-        model, class_names, palette, size: as in `Network`, where the file tells them.
+        model, class_names, palette, size, channels, shown: as in `Network`, where the
+            file tells them.
     """
 
     layers: dict[str, dict[str, np.ndarray]]
@@ -56,6 +58,8 @@ class WeightFile(NamedTuple):
     class_names: tuple[str, ...] = ()
     palette: Palette = ()
     size: Size = ()
+    channels: tuple[str, ...] = ()
+    shown: tuple[int, int, int] = (0, 1, 2)
 
 
 @contextlib.contextmanager
@@ -132,7 +136,7 @@ def network_of(content: WeightFile) -> FCN | None:
         variant=variants[skips],
         num_classes=layers["score_fr"]["bias"].size,
         geometry="caffe",
-        mean_rgb=content.mean_rgb,
+        mean=content.mean_rgb,
         width=filters / 64,
         pool_scales=(_scale(layers, "scale_pool4"), _scale(layers, "scale_pool3")),
         learn_upsampling=any(
@@ -146,7 +150,7 @@ def network_of(content: WeightFile) -> FCN | None:
 @functools.lru_cache
 def shapes_of(model: nn.Module) -> Mapping[str, tuple[int, ...]]:
     """Return the shape of each parameter of a network, by its path."""
-    image = jnp.zeros([1, 1, 1, 3])
+    image = jnp.zeros([1, 1, 1, getattr(model, "in_channels", 3)])  # A VGG-16's is RGB.
     params = jax.eval_shape(model.init, jax.random.key(0), image)["params"]
     arrays = flatten_dict(params, sep="/")
     return MappingProxyType({name: array.shape for name, array in arrays.items()})

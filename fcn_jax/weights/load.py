@@ -85,11 +85,19 @@ def load_vgg16(path: str | Path) -> VGG16Weights:
             is downloaded once.
 
     Raises:
-        ValueError, OSError: as `load`.
+        ValueError, OSError: as `load`; also for a network with more channels than RGB
+            or with a ``scale``, which a VGG-16 lacks.
     """
     weights = read(path)
     if isinstance(weights, Network):
-        weights = VGG16Weights(weights.params["body"], weights.model.mean_rgb)
+        model = weights.model
+        if model.in_channels != 3 or any(factor != 1 for factor in model.scale):
+            raise ValueError(
+                f"{path} holds a network of {model.in_channels} input channels with "
+                f"scale = {model.scale}, and a VGG-16 takes RGB without a scale: use "
+                "fcn_jax.load"
+            )
+        weights = VGG16Weights(weights.params["body"], model.mean)
     return jax.tree.map(jnp.asarray, weights)
 
 
@@ -132,7 +140,8 @@ def check_fit(path: str | Path, file: WeightFile) -> Network | VGG16Weights:
     # No layer has a name in both parts, so only the wanted ones are taken.
     placed = {f"{part}/{k}": a for k, a in arrays.items() for part in ("body", "head")}
     params = unflatten_dict(_fit(path, placed, shapes_of(model)), sep="/")
-    return Network(params, model, file.class_names, file.palette, file.size)
+    described = file.class_names, file.palette, file.size, file.channels, file.shown
+    return Network(params, model, *described)
 
 
 def save(path: str | Path, net: Network | VGG16Weights) -> None:
@@ -156,6 +165,7 @@ def save(path: str | Path, net: Network | VGG16Weights) -> None:
         arrays = arrays_of(net)
         fields = {"model": fields_of(net.model), "class_names": net.class_names}
         fields |= {"palette": net.palette, "size": net.size}
+        fields |= {"channels": net.channels, "shown": net.shown}
     safetensors_file.write(path, arrays, fields)
 
 

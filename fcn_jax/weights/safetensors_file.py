@@ -1,8 +1,8 @@
 """Read and write safetensors files: those of fcn_jax, and PyTorch's state dicts.
 
 Files of fcn_jax hold float32 arrays by their path, such as ``body/conv1_1/kernel``. The
-metadata are JSON: "model" (the fields of `fcn_jax.FCN`), "class_names", "palette" and
-"size" of a network; or "mean_rgb" and "source" of a VGG-16 alone.
+metadata are JSON: of a network "model" (the fields of `fcn_jax.FCN`), "class_names",
+"palette", "size", "channels" and "shown"; or of a VGG-16 alone "mean_rgb" and "source".
 """
 
 import json
@@ -69,21 +69,22 @@ def read(path: str | Path) -> WeightFile:
             case _:
                 unused.append(name)
     if "model" not in metadata:
-        model = _model(path, {"mean_rgb": _json(path, metadata, "mean_rgb")})
+        model = _model(path, {"mean": _json(path, metadata, "mean_rgb")})
         source = str(_json(path, metadata, "source")).removeprefix("fcn_jax, from ")
         source = f"fcn_jax, from {source}"
-        return WeightFile(layers, model.mean_rgb, source, tuple(unused))
+        return WeightFile(layers, model.mean, source, tuple(unused))
     net = _network(path, metadata)
-    described = net.model, net.class_names, net.palette, net.size
-    source = "fcn_jax, RGB, H, W, I, O"
-    return WeightFile(layers, net.model.mean_rgb, source, tuple(unused), *described)
+    described = net.class_names, net.palette, net.size, net.channels, net.shown
+    mean, source = net.model.mean[:3], "fcn_jax, RGB, H, W, I, O"
+    return WeightFile(layers, mean, source, tuple(unused), net.model, *described)
 
 
 def _network(path: str | Path, metadata: dict[str, str]) -> Network:
     """Return the network that the metadata describe, without parameters."""
     model = _model(path, _json(path, metadata, "model", dict))
-    metadata = {"palette": "[]", "size": "[]"} | metadata  # Older files lack them.
-    names = ("class_names", "palette", "size")
+    older = {"palette": "[]", "size": "[]", "channels": "[]", "shown": "[0, 1, 2]"}
+    metadata = older | metadata  # Older files lack these.
+    names = ("class_names", *older)
     fields = {name: _json(path, metadata, name, list) for name in names}
     try:
         return Network({}, model, **fields)
@@ -93,6 +94,9 @@ def _network(path: str | Path, metadata: dict[str, str]) -> Network:
 
 def _model(path: str | Path, fields: dict) -> FCN:
     """Return the FCN with these fields of JSON, whose values may be anything."""
+    if "mean_rgb" in fields and "mean" not in fields:  # Its name in older files.
+        fields = {"mean": fields["mean_rgb"]} | fields
+        del fields["mean_rgb"]
     try:
         if unknown := fields.keys() - fields_of(FCN()).keys():
             raise ValueError(f"it has the fields {', '.join(sorted(unknown))}")

@@ -13,6 +13,13 @@ def test_bucket_is_the_next_multiple():
     assert bucket((65, 129), 32) == (96, 160)
 
 
+def test_fill_up_keeps_the_channels_and_the_values_of_every_image():
+    images = [np.ones((2, 3, 5), np.uint8), np.full((1, 1, 5), 70_000.5, np.float32)]
+    batch, _ = fill_up(images, (2, 3), 2)
+    assert batch.shape == (2, 2, 3, 5) and batch.dtype == np.float32
+    assert (batch[0] == 1).all() and (batch[1, 0, 0] == 70_000.5).all()
+
+
 def test_fill_up_puts_images_top_left_and_makes_up_what_lacks():
     images = [picture(2, 3), picture(4, 1, seed=1)]
     batch, size = fill_up(images, (4, 5), 3)

@@ -151,3 +151,52 @@ def test_results_never_replace_an_image(net, tmp_path):
     with pytest.raises(ValueError, match="a.png, would replace .*another folder"):
         predict_files(net, [path], tmp_path)
     np.testing.assert_array_equal(read_image(path), picture())
+
+
+@pytest.fixture
+def wide_net(net):
+    """The network with a fourth channel."""
+    model = net.model.clone(in_channels=4, mean=(*net.model.mean, 100.0))
+    return Network({}, model)
+
+
+def test_extra_folder_must_hold_one_image_for_each(wide_net, tmp_path):
+    for name in ("rgb/deep/a.png", "rgb/b.png", "depth/deep/a.png"):
+        save(tmp_path / name, picture())
+    folders = [tmp_path / "rgb"], tmp_path / "out"
+    extra = [tmp_path / "depth"]
+    with pytest.raises(
+        ValueError, match=r"depth must hold one image b\.\*.*found none"
+    ):
+        predict_files(wide_net, *folders, extra=extra)
+    save(tmp_path / "depth" / "b.bmp", picture())
+    save(tmp_path / "depth" / "b.png", picture())
+    with pytest.raises(ValueError, match=r"found .*b\.bmp, .*b\.png"):
+        predict_files(wide_net, *folders, extra=extra)
+    assert not (tmp_path / "out").exists()
+
+
+def test_results_never_replace_a_further_channel(wide_net, tmp_path):
+    save(tmp_path / "rgb" / "a.bmp", picture())
+    save(tmp_path / "depth" / "a.png", picture())
+    with pytest.raises(ValueError, match="a.png, a result of .*would replace"):
+        predict_files(
+            wide_net,
+            [tmp_path / "rgb"],
+            tmp_path / "depth",
+            extra=[tmp_path / "depth"],
+        )
+
+
+def test_extra_folder_beside_a_network_for_rgb_is_refused(net, tmp_path):
+    path = save(tmp_path / "a.png", picture())
+    with pytest.raises(ValueError, match="extra = .* takes RGB alone"):
+        predict_files(net, [path], tmp_path / "out", extra=[tmp_path])
+
+
+def test_arrays_are_images_of_networks_with_further_channels(tmp_path):
+    save(tmp_path / "a.png", picture())
+    np.save(tmp_path / "b.npy", picture())
+    assert list(find_images([tmp_path])) == [tmp_path / "a.png"]
+    found = find_images([tmp_path, str(tmp_path / "*.npy")], arrays=True)
+    assert list(found) == [tmp_path / "a.png", tmp_path / "b.npy"]

@@ -121,3 +121,53 @@ def test_dark_images_are_taken():
     as_batch(np.zeros((4, 4, 3), np.float32))
     as_batch(np.ones((4, 4, 3), np.uint8))
     as_batch(np.full((4, 4, 3), 1.5, np.float32))
+
+
+# More channels than RGB.
+
+
+def test_further_channels_may_have_any_finite_values():
+    wide = np.dstack([picture()] * 2)[..., :5]
+    for image in (wide, wide.astype(np.uint16) * 256, wide / 255, jnp.asarray(wide)):
+        batch, single = as_batch(image, 5)
+        np.testing.assert_array_equal(batch[0], image)
+        assert single and batch.dtype == image.dtype
+    assert not as_batch(wide[None], 5)[1]
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e300])
+def test_further_channels_that_are_not_finite_are_refused(value):
+    image = np.ones((4, 4, 5))
+    image[3, 2, 4] = value
+    with pytest.raises(ValueError, match="image holds NaN or infinity"):
+        as_batch(image, 5)
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.int8, bool, complex])
+def test_further_channels_of_other_dtypes_are_refused(dtype):
+    with pytest.raises(ValueError, match="must be uint8, uint16 or float, got"):
+        as_batch(np.ones((4, 4, 5), dtype), 5)
+
+
+@pytest.mark.parametrize(
+    ("shape", "hint"),
+    [
+        ((4, 4, 3), "the network takes 5 channels, with RGB first"),
+        ((4, 4), "the network takes 5 channels"),
+        ((5, 4, 4), "channels first pass np.moveaxis"),
+        ((4, 0, 5), "no empty side"),
+    ],
+)
+def test_wrong_number_of_channels_is_refused_with_the_way(shape, hint):
+    with pytest.raises(ValueError, match=rf"image must be \[H, W, 5\].*{hint}"):
+        as_batch(np.ones(shape, np.uint8), 5)
+
+
+def test_pil_image_for_further_channels_is_refused_with_the_way():
+    with pytest.raises(ValueError, match=r"is a Image: pass an array \[H, W, 5\], the"):
+        as_batch(Image.fromarray(picture()), 5)
+
+
+def test_batch_of_further_channels_in_place_of_one_image_is_refused():
+    with pytest.raises(ValueError, match=r"one image \[H, W, 5\], got a batch"):
+        as_image(np.ones((2, 4, 4, 5), np.uint8), 5)

@@ -98,8 +98,8 @@ def test_bare_parameters_are_refused_without_their_model(net):
 
 
 def test_model_given_is_the_model_used(net):
-    other = net.model.clone(mean_rgb=(0.0, 0.0, 0.0))
-    expected = apply(net, picture() // 2 + np.float32(MODEL.mean_rgb))
+    other = net.model.clone(mean=(0.0, 0.0, 0.0))
+    expected = apply(net, picture() // 2 + np.float32(MODEL.mean))
     actual = apply(net.params, picture() // 2, model=other)
     np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-2)
     labels = predict(net.params, picture() // 2, model=other)

@@ -99,7 +99,7 @@ def test_receptive_field_is_where_an_impulse_comes_through(
         num_classes=1,
         geometry=geometry,
         crop=crop,
-        mean_rgb=(0.0, 0.0, 0.0),
+        mean=(0.0, 0.0, 0.0),
         width=1 / 64,
     )
     shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 1, 1, 3)))

@@ -160,7 +160,7 @@ def test_caffemodel_tells_the_whole_network(results, case):
         variant=variant,
         num_classes=CLASSES,
         geometry="caffe",
-        mean_rgb=MEAN_BGR[::-1],
+        mean=MEAN_BGR[::-1],
         width=WIDTH,
         pool_scales=scales,
         learn_upsampling=learned,

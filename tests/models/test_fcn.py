@@ -60,7 +60,13 @@ def make_image(shape, dtype, seed=0):
     return image.astype(dtype)
 
 
-def run_onnx(reference, weights, image, cases):
+def with_depth(image, low=1000, high=5000):
+    """The image with a fourth channel of 16 bits."""
+    depth = np.random.default_rng(5).integers(low, high, (*image.shape[:3], 1))
+    return np.concatenate([image, depth.astype(np.float32)], axis=-1)
+
+
+def run_onnx(reference, weights, image, cases, mean=MEAN_RGB, sizes=1):
     """The body's maps and the logits of each case, [B, H, W, C]."""
     graph, sides, found = reference.Graph(), {}, {}
     h, w = size = image.shape[1:3]
@@ -116,7 +122,7 @@ def run_onnx(reference, weights, image, cases):
         x = upsample(x, h, w, *last, learned)
         found[case] = crop_to(x, (last[1] * h, last[1] * w), size, crop)
 
-    feed = (image.astype(np.float64) - MEAN_RGB).astype(np.float32)
+    feed = ((image.astype(np.float64) - mean) * sizes).astype(np.float32)
     outputs = graph.run(feed.transpose(0, 3, 1, 2), list(found.values()))
     return dict(zip(found, outputs, strict=True))
 
@@ -192,6 +198,54 @@ def test_logits_equal_onnx(results, case):
     assert_close(logits[case], expected[case])
 
 
+DEPTH = {"in_channels": 4, "mean": (*MEAN_RGB, 3000.0), "scale": (1, 1, 1, 0.05)}
+
+
+def test_four_channels_equal_onnx(reference, weights):
+    variant = "fcn8s"
+    rng, filters = np.random.default_rng(2), int(64 * WIDTH)
+    kernel = rng.normal(0, 0.2, (filters, 4, 3, 3)).astype(np.float32)
+    weights = weights | {"conv1_1": (kernel, weights["conv1_1"][1])}
+    model = FCN(variant, num_classes=CLASSES, width=WIDTH, **DEPTH)
+    head = reference.head_params(weights, variant)
+    params = {"body": reference.body_params(weights), "head": head}
+    image = with_depth(make_image((2, 33, 47), np.uint8))
+    found = jax.jit(model.apply)({"params": params}, image)
+    case = {variant: (variant, "center", False, (1, 1))}
+    mean, scale = DEPTH["mean"], DEPTH["scale"]
+    expected = run_onnx(reference, weights, image, case, mean, scale)[variant]
+    assert_close(found, expected)
+
+
+@pytest.mark.parametrize("geometry", ["same", "caffe"])
+def test_channel_without_weights_changes_no_bit(reference, geometry):
+    """At a width of 2 filters or more: on a CPU, XLA computes a single filter as dot
+    products of vectors, whose partial sums depend on the number of channels."""
+    nets = {v: reference.network(v, geometry=geometry) for v in VARIANTS}
+    conv1_1 = nets["fcn8s"].params["body"]["conv1_1"]
+    kernel = np.pad(conv1_1["kernel"], ((0, 0), (0, 0), (0, 1), (0, 0)))
+    wide = {"conv1_1": conv1_1 | {"kernel": kernel}}
+    image = make_image((2, 33, 47), np.uint8)
+    size = jnp.array([[33, 47], [20, 31]])
+
+    @jax.jit
+    def run(body, image):  # All variants in one program, which share the body.
+        fields = {} if image.shape[-1] == 3 else DEPTH
+        inputs = [[image], [image, size]] if geometry == "same" else [[image]]
+        return [
+            net.model.clone(**fields).apply({"params": net.params | {"body": body}}, *x)
+            for net in nets.values()
+            for x in inputs
+        ]
+
+    body = nets["fcn8s"].params["body"]
+    expected = run(body, image)
+    for depth in (np.zeros((2, 33, 47, 1), np.uint8), image[..., :1]):
+        found = run(body | wide, np.concatenate([image, depth], axis=-1))
+        for a, b in zip(found, expected, strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
 def test_fcn16s_with_zero_skip_is_fcn32s_upsampled_in_two_stages(
     reference, weights, ours
 ):
@@ -265,7 +319,7 @@ def test_parameters_have_the_names_and_shapes_of_the_original(
 
 
 def test_mean_is_that_of_the_original_in_rgb_order():
-    assert FCN().mean_rgb == MEAN_RGB
+    assert FCN().mean == MEAN_RGB
 
 
 def initial(model, *path):
@@ -339,7 +393,7 @@ def test_scores_start_at_zero_and_give_zero_logits(small):
 
 
 def test_mean_is_subtracted_from_the_image(small):
-    without = jax.jit(small.model.clone(mean_rgb=(0.0, 0.0, 0.0)).apply)
+    without = jax.jit(small.model.clone(mean=(0.0, 0.0, 0.0)).apply)
     mean, variables = np.array(MEAN_RGB), {"params": small.params}
     assert_close(small.logits, np.asarray(without(variables, small.image - mean)), 1e-5)
     other = without(variables, small.image - mean[::-1])
@@ -455,10 +509,16 @@ def test_remat_changes_the_memory_of_a_gradient_and_nothing_else(reference):
         ("num_classes", 2**31),
         ("dropout", 1.0),
         ("dropout", float("nan")),
-        ("mean_rgb", (1.0, 2.0)),
-        ("mean_rgb", [1.0, 2.0, 3.0]),
-        ("mean_rgb", (1.0, 2.0, float("nan"))),
-        ("mean_rgb", (1.0, 2.0, 1e39)),
+        ("mean", (1.0, 2.0)),
+        ("mean", [1.0, 2.0, 3.0]),
+        ("mean", (1.0, 2.0, float("nan"))),
+        ("mean", (1.0, 2.0, 1e39)),
+        ("scale", (1.0, 2.0)),
+        ("scale", (1.0, 0.0, 2.0)),
+        ("scale", (1.0, 1e-50, 2.0)),
+        ("scale", [1.0, 1.0, 1.0]),
+        ("scale", None),
+        ("in_channels", 4.0),
         ("pool_scales", (1.0, float("inf"))),
         ("pool_scales", (1.0, True)),
         ("learn_upsampling", "yes"),
@@ -471,10 +531,29 @@ def test_invalid_field_is_named_with_its_value(field, value):
     assert repr(value) in str(error.value)
 
 
+@pytest.mark.parametrize("channels", [0, 1, 2, -4])
+def test_fewer_channels_than_rgb_are_refused_with_the_way_out(channels):
+    wanted = f"in_channels = {channels} must be .* from 3: grey images are read as RGB"
+    with pytest.raises(ValueError, match=wanted):
+        FCN(in_channels=channels)
+
+
+def test_more_channels_want_a_mean_for_each():
+    with pytest.raises(ValueError, match="mean = .* 4 finite numbers, one for each"):
+        FCN(in_channels=4)
+
+
+@pytest.mark.parametrize(("model", "channels"), [(FCN(), 4), (FCN(**DEPTH), 3)])
+def test_image_of_other_channels_is_refused(model, channels):
+    wanted = rf"image is \[1, 4, 5, {channels}\], .* takes {7 - channels} channels"
+    with pytest.raises(ValueError, match=wanted):
+        shapes(model, (1, 4, 5, channels))
+
+
 def test_fields_of_are_those_that_make_the_model_again():
-    model = FCN("fcn16s", 7, crop="corner", width=0.5, pool_scales=AT_ONCE)
+    model = FCN("fcn16s", 7, crop="corner", width=0.5, pool_scales=AT_ONCE, **DEPTH)
     fields = fields_of(model)
     assert FCN(**fields) == model
     assert "dtype" not in fields
-    assert {"mean_rgb", "variant", "num_classes", "geometry", "crop"} <= set(fields)
+    assert {"mean", "variant", "num_classes", "geometry", "crop"} <= set(fields)
     assert not any(isinstance(value, nn.Module) for value in fields.values())

@@ -197,7 +197,7 @@ def test_result_with_nan_is_refused():
     image = np.zeros((4, 4, 5), np.float32)
     example = {"image": image, "label": np.zeros((4, 4), np.int32), "name": "x"}
     config = make_config(flip=False)
-    config.model.mean_rgb = (0.0,) * 5
+    config.model.in_channels, config.model.mean = 5, (0.0,) * 5
     with pytest.raises(ValueError, match="example x: .*image with NaN or infinity"):
         augment = training_augment(config, lambda e, _: e | {"image": image / 0})
         with np.errstate(invalid="ignore"):

@@ -12,6 +12,8 @@ from fcn_jax.training.config import (
     check,
     check_trainable,
     load_config,
+    make_model,
+    make_network,
     make_source,
     save_config,
 )
@@ -92,6 +94,12 @@ def test_missing_weights_say_where_to_get_them():
         ("data", "palette", ((1, 2, 3),), "config.data.palette has 1 entries for 21"),
         ("model", "variant", "fcn4s", "config.model.variant = 'fcn4s' is not one of"),
         ("model", "dtype", "float16", "config.model.dtype = 'float16' is not one of"),
+        ("model", "in_channels", 2, "config.model.in_channels = 2 must be .* from 3"),
+        ("model", "mean", (1.0, 2.0), r"config.model.mean = \(1.0, 2.0\) must be"),
+        ("model", "scale", (1.0, 0.0, 1.0), "config.model.scale = .* none of them 0"),
+        ("model", "extra_init", "one", "config.model.extra_init = 'one' is not one of"),
+        ("data", "channels", ("red",), "config.data.channels has 1 entries for 3"),
+        ("data", "shown", (0, 1, 3), r"config.data.shown = \(0, 1, 3\) must be"),
         ("optim", "name", "adam", "config.optim.name = 'adam' is not one of"),
         ("optim", "schedule", "step", "config.optim.schedule = 'step' is not one of"),
         (None, "batch_size", 0, "config.batch_size = 0 must be >= 1"),
@@ -129,6 +137,24 @@ def test_check_names_the_field_and_its_value(part, field, value, message):
     config.data.root = "."
     setattr(getattr(config, part) if part else config, field, value)
     with pytest.raises(ValueError, match=message):
+        check(config)
+
+
+def test_check_needs_no_mean_of_further_channels_and_make_model_does():
+    config = Config()
+    config.data.root, config.model.in_channels = ".", 4
+    config.data.channels, config.data.shown = tuple("abcd"), (3, 1, 0)
+    check(config)
+    assert config.model.mean == config.model.scale == ()
+    with pytest.raises(ValueError, match="mean = .* 4 finite numbers, one for each"):
+        make_model(config)
+    config.model.mean, config.model.scale = (1, 2, 3, 4), (1, 1, 1, 0.5)
+    model = make_network(config).model
+    assert (model.mean, model.scale) == (config.model.mean, config.model.scale)
+    assert make_network(config).channels == tuple("abcd")
+    assert make_network(config).shown == (3, 1, 0)
+    config.model.mean = (1.0, 2.0, 3.0)
+    with pytest.raises(ValueError, match="config.model.mean = .* 4 finite numbers"):
         check(config)
 
 

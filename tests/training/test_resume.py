@@ -15,6 +15,8 @@ FIXED = [
     ("model.variant", "fcn16s"),
     ("model.crop", "corner"),
     ("model.score_init", "xavier"),
+    ("model.mean", (1.0, 2.0, 3.0)),
+    ("model.scale", (1.0, 1.0, 0.5)),
     ("data.num_classes", 6),
     ("optim.name", "sgd"),
     ("optim.freeze", ("conv1",)),
@@ -46,6 +48,8 @@ NEUTRAL = [
     ("data.root", "elsewhere"),
     ("data.help", "Ask."),
     ("data.class_names", ("a", "b", "c", "d", "e")),
+    ("data.channels", ("red", "green", "blue")),
+    ("data.shown", (2, 1, 0)),
     ("model.remat", "blocks"),
 ]
 
@@ -160,9 +164,22 @@ def test_other_length_of_an_unfinished_run_alters_its_schedule(
 
 def test_values_computed_at_the_start_are_no_changes(run, thin_config):
     settings = json.loads((run / "config.json").read_text())
-    settings["model"]["mean_rgb"] = [1.0, 2.0, 3.0]
+    settings["model"] |= {"mean": [1.0, 2.0, 3.0], "scale": [1.0, 1.0, 0.5]}
     settings |= {"class_balance": "inverse_log", "class_weights": [1, 2, 3, 4, 5]}
     (run / "config.json").write_text(json.dumps(settings))
     loop.train(thin_config(class_balance="inverse_log"), run)
     saved = load_config(run / "config.json")
-    assert saved.model.mean_rgb == (1, 2, 3) and saved.class_weights == (1, 2, 3, 4, 5)
+    assert saved.model.mean == (1, 2, 3) and saved.model.scale == (1, 1, 0.5)
+    assert saved.class_weights == (1, 2, 3, 4, 5)
+
+
+def test_run_of_an_older_version_goes_on_with_its_mean(run, thin_config):
+    settings = json.loads((run / "config.json").read_text())
+    for name in ("in_channels", "mean", "scale", "extra_init"):
+        del settings["model"][name]
+    settings["model"]["mean_rgb"] = [1.0, 2.0, 3.0]
+    del settings["data"]["channels"], settings["data"]["shown"]
+    (run / "config.json").write_text(json.dumps(settings))
+    config = changed(thin_config(), eval_every=3)
+    loop.train(config, run)
+    assert load_config(run / "config.json").model.mean == (1, 2, 3)

@@ -48,6 +48,21 @@ def test_inspect_of_an_fcn_tells_its_geometry_and_scales(tmp_path):
     )
 
 
+def test_inspect_of_further_channels_tells_their_names_mean_and_scale():
+    mean, scale = (1.0, 2.0, 3.0, 4000.0), (1.0, 1.0, 1.0, 0.05)
+    model = FCN(num_classes=2, in_channels=4, mean=mean, scale=scale)
+    layers = {"score_fr": {"kernel": np.zeros((1, 1, 4, 2)), "bias": np.zeros(2)}}
+    content = WeightFile(layers, mean[:3], "a test", model=model)
+    names = ("red", "green", "blue", "depth")
+    for channels, suffix in ((), ""), (names, ": red, green, blue, depth"):
+        lines = describe("a", content._replace(channels=channels)).splitlines()
+        assert lines[3:6] == [
+            f"4 input channels{suffix}",
+            "subtracts the mean 1, 2, 3, 4000",
+            "multiplies by the scale 1, 1, 1, 0.05",
+        ]
+
+
 def test_inspect_of_a_classifier_without_a_bias_tells_its_kernel():
     layers = {"fc6": {}, "fc8": {"kernel": np.zeros((1, 1, 4, 2))}}
     lines = describe("a", WeightFile(layers, (1.0, 2.0, 3.0), "a test")).splitlines()

@@ -47,7 +47,7 @@ def layers_of(*scores):
 def test_layers_tell_the_variant_the_classes_and_the_width():
     file = WeightFile(layers_of("score_fr", "score_pool4"), MEAN, "a test")
     assert network_of(file) == FCN(
-        "fcn16s", 6, geometry="caffe", mean_rgb=MEAN, width=1 / 4
+        "fcn16s", 6, geometry="caffe", mean=MEAN, width=1 / 4
     )
     assert network_of(WeightFile(layers_of(), MEAN, "a test")) is None
     with pytest.raises(ValueError, match="score_pool3 but no score_pool4"):

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
+from flax.traverse_util import unflatten_dict
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
@@ -14,9 +15,10 @@ from safetensors.numpy import load_file, save_file
 from fcn_jax.models.fcn import FCN
 from fcn_jax.network import Network, VGG16Weights
 from fcn_jax.weights import load
+from fcn_jax.weights.layers import shapes_of
 
 WIDTH = 1 / 32
-MODEL = FCN(variant="fcn16s", num_classes=3, width=WIDTH, mean_rgb=(1.0, 2.0, 3.0))
+MODEL = FCN(variant="fcn16s", num_classes=3, width=WIDTH, mean=(1.0, 2.0, 3.0))
 
 # Layer, inputs and outputs of VGG-16 at this width, and where torchvision keeps it.
 LAYERS = (
@@ -138,6 +140,20 @@ def test_read_knows_a_file_by_its_content(tmp_path):
     assert load.read(as_safetensors).source.startswith("PyTorch")
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [{"in_channels": 4, "mean": (1.0, 2.0, 3.0, 4.0)}, {"scale": (1.0, 1.0, 0.5)}],
+)
+def test_load_vgg16_of_a_network_that_needs_more_is_refused(tmp_path, fields):
+    model = MODEL.clone(**fields)
+    shapes = shapes_of(model)
+    arrays = {name: np.ones(shape, np.float32) for name, shape in shapes.items()}
+    net = Network(unflatten_dict(arrays, sep="/"), model)
+    load.save(tmp_path / "fcn", net)
+    with pytest.raises(ValueError, match="a VGG-16 takes RGB without a scale: use"):
+        load.load_vgg16(tmp_path / "fcn")
+
+
 def test_load_vgg16_of_a_saved_network_gives_its_body(saved, params):
     weights = load.load_vgg16(saved)
     assert_same(weights.params, params["body"])
@@ -228,7 +244,7 @@ def test_save_of_every_field_loads_the_same_model(tmp_path):
         variant="fcn8s",
         num_classes=2,
         crop="corner",
-        mean_rgb=(4.0, 5.0, 6.0),
+        mean=(4.0, 5.0, 6.0),
         width=WIDTH,
         dropout=0.25,
         score_init="zero",

@@ -16,7 +16,7 @@ from fcn_jax.models.fcn import FCN, fields_of
 from fcn_jax.weights import safetensors_file
 from fcn_jax.weights.layers import network_of, shapes_of
 
-MODEL = FCN(variant="fcn16s", num_classes=3, width=1 / 32, mean_rgb=(1.0, 2.0, 3.0))
+MODEL = FCN(variant="fcn16s", num_classes=3, width=1 / 32, mean=(1.0, 2.0, 3.0))
 NAMES = ("sky", "road", "car")
 ARRAYS = {
     "body/conv1_1/kernel": np.arange(54, dtype=np.float32).reshape(3, 3, 3, 2),
@@ -57,7 +57,7 @@ def write_header(path, entries, data=b""):
 def test_read_of_a_written_network_gives_all_of_it(saved):
     content = safetensors_file.read(saved)
     assert content.model == MODEL
-    assert content.mean_rgb == MODEL.mean_rgb
+    assert content.mean_rgb == MODEL.mean
     assert content.class_names == NAMES
     assert content.palette == content.size == ()
     assert content.unused == ("other",)
@@ -73,6 +73,26 @@ def test_read_of_palette_and_size_gives_them(tmp_path):
     write(tmp_path / "fcn", fields | {"palette": palette, "size": (30, 40)})
     content = safetensors_file.read(tmp_path / "fcn")
     assert content.palette == palette and content.size == (30, 40)
+
+
+def test_read_of_an_older_file_takes_its_mean_rgb(tmp_path):
+    fields = fields_of(MODEL)
+    old = {k: v for k, v in fields.items() if k not in ("in_channels", "mean", "scale")}
+    model = old | {"mean_rgb": fields["mean"]}
+    write(tmp_path / "fcn", {"model": model, "class_names": NAMES})
+    content = safetensors_file.read(tmp_path / "fcn")
+    assert content.model == MODEL and content.mean_rgb == MODEL.mean
+    assert content.channels == () and content.shown == (0, 1, 2)
+
+
+def test_read_of_further_channels_gives_them(tmp_path):
+    model = MODEL.clone(in_channels=4, mean=(1.0, 2.0, 3.0, 4.0), scale=(1, 1, 1, 0.5))
+    names, shown = ("red", "green", "blue", "depth"), (3, 1, 0)
+    fields = {"model": fields_of(model), "class_names": NAMES}
+    write(tmp_path / "fcn", fields | {"channels": names, "shown": shown})
+    content = safetensors_file.read(tmp_path / "fcn")
+    assert content.model == model and content.mean_rgb == (1.0, 2.0, 3.0)
+    assert (content.channels, content.shown) == (names, shown)
 
 
 def test_read_of_a_written_vgg16_gives_its_mean_and_source(tmp_path):
@@ -121,6 +141,10 @@ def test_read_of_a_type_numpy_lacks_is_refused(tmp_path):
         ({"class_names": '["a", "b"]'}, "damaged metadata: class_names has 2"),
         ({"class_names": '["a", "b", 3]'}, "damaged metadata: class_names has 3"),
         ({"size": "7"}, "damaged metadata: size"),
+        ({"channels": "7"}, "damaged metadata: channels"),
+        ({"channels": '["red"]'}, "damaged metadata: channels has 1"),
+        ({"shown": "[0, 1, 3]"}, "damaged metadata: shown"),
+        ({"shown": "null"}, "damaged metadata: shown"),
         ({"size": "[4, 0]"}, "damaged metadata: size"),
         ({"size": "[4, 1e3]"}, "damaged metadata: size"),
         ({"palette": "[[0, 0, 0]]"}, "damaged metadata: palette has 1"),
@@ -151,11 +175,20 @@ def test_read_of_damaged_metadata_is_refused(saved, metadata, problem):
         ("width", "1"),
         ("dropout", np.nan),
         ("dropout", [0.5]),
-        ("mean_rgb", [1, 2, np.nan]),
-        ("mean_rgb", [1, 2, 1e39]),
-        ("mean_rgb", [[1], [2], [3]]),
-        ("mean_rgb", [1, 2]),
-        ("mean_rgb", "abc"),
+        ("mean", [1, 2, np.nan]),
+        ("mean", [1, 2, 1e39]),
+        ("mean", [[1], [2], [3]]),
+        ("mean", [1, 2]),
+        ("mean", "abc"),
+        ("mean_rgb", [1, 2, 3]),
+        ("in_channels", 4),
+        ("in_channels", 2**60),
+        ("in_channels", 1),
+        ("in_channels", [3]),
+        ("scale", [1, 2]),
+        ("scale", [0, 1, 1]),
+        ("scale", "abc"),
+        ("scale", None),
         ("pool_scales", [np.inf, 1]),
         ("pool_scales", [False, 1]),
         ("learn_upsampling", "yes"),
@@ -173,7 +206,7 @@ def test_read_of_a_field_no_network_has_names_it(tmp_path, field, value):
 @pytest.mark.parametrize("mean", [[1, 2], [1, 2, np.inf], "abc", None, [[], 1, 2]])
 def test_read_of_a_mean_that_is_none_names_it(tmp_path, mean):
     write(tmp_path / "vgg", {"mean_rgb": mean, "source": "a test"})
-    with pytest.raises(ValueError, match="vgg .*mean_rgb = "):
+    with pytest.raises(ValueError, match="vgg .*mean = "):
         safetensors_file.read(tmp_path / "vgg")
 
 

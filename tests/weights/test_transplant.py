@@ -14,7 +14,8 @@ SHAPE = (1, 37, 70, 3)
 
 
 def network(variant, **fields):
-    return FCN(variant=variant, num_classes=CLASSES, width=WIDTH, **fields)
+    fields = {"num_classes": CLASSES, "width": WIDTH, "mean": MEAN} | fields
+    return FCN(variant=variant, **fields)
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +29,7 @@ def trained(reference, weights):
     """A trained network of a variant."""
 
     def make(variant, **fields):
-        model = network(variant, mean_rgb=MEAN, **fields)
+        model = network(variant, **fields)
         learned = model.learn_upsampling
         params = {
             "body": reference.body_params(weights),
@@ -72,7 +73,7 @@ def score(maps, head, name, pool):
 
 def test_fcn16s_starts_as_fcn32s_in_more_steps(reference, trained, maps):
     coarse = trained("fcn32s")
-    model = network("fcn16s", mean_rgb=MEAN)
+    model = network("fcn16s")
     params, notes = transplant(coarse, model)
     assert notes == ["score_pool4 is new and starts at zero"]
     x = score(maps, coarse.params["head"], "score_fr", "fc7")
@@ -85,7 +86,7 @@ def test_fcn16s_starts_as_fcn32s_in_more_steps(reference, trained, maps):
 
 def test_fcn8s_starts_as_fcn16s_in_more_steps(reference, trained, maps):
     coarse = trained("fcn16s", pool_scales=(0.5, 1.0))
-    model = network("fcn8s", mean_rgb=MEAN, pool_scales=(0.5, 1.0))
+    model = network("fcn8s", pool_scales=(0.5, 1.0))
     params, notes = transplant(coarse, model)
     assert notes == ["score_pool3 is new and starts at zero"]
     head = coarse.params["head"]
@@ -110,7 +111,7 @@ def test_same_network_is_taken_whole(trained, variant):
 
 def test_other_pool_scales_give_the_same_scores(trained, maps):
     source = trained("fcn8s", pool_scales=(0.01, 0.0001))
-    model = network("fcn8s", mean_rgb=MEAN, pool_scales=(1.0, 0.5))
+    model = network("fcn8s", pool_scales=(1.0, 0.5))
     params, notes = transplant(source, model)
     assert notes == []
     for pool, before, now in (("pool4", 0.01, 1.0), ("pool3", 0.0001, 0.5)):
@@ -130,7 +131,7 @@ def test_vgg16_gives_its_body_alone(reference, weights):
 
 def test_other_number_of_classes_keeps_the_body_and_says_so(trained):
     source = trained("fcn8s")
-    model = FCN(variant="fcn8s", num_classes=CLASSES + 1, width=WIDTH)
+    model = network("fcn8s", num_classes=CLASSES + 1)
     params, (note,) = transplant(source, model)
     assert params == {"body": source.params["body"], "head": {}}
     assert note.startswith("3 classes there, 4 here: the body is taken")
@@ -169,7 +170,7 @@ def test_init_takes_body_and_mean_of_the_vgg16_it_is_given(reference, weights):
     vgg16 = VGG16Weights({k: v for k, v in body.items() if k[:2] != "fc"}, MEAN)
     options = {"width": WIDTH, "pool_scales": (0.1, 0.01), "class_names": "abc"}
     net = init(jax.random.key(1), "fcn16s", CLASSES, vgg16=vgg16, **options)
-    assert net.model == network("fcn16s", mean_rgb=MEAN, pool_scales=(0.1, 0.01))
+    assert net.model == network("fcn16s", pool_scales=(0.1, 0.01))
     assert net.class_names == ("a", "b", "c")
     jax.tree.map(
         np.testing.assert_array_equal,
@@ -182,10 +183,105 @@ def test_init_takes_body_and_mean_of_the_vgg16_it_is_given(reference, weights):
     assert jax.tree.map(np.shape, net.params) == shapes
 
 
-def test_init_refuses_a_mean_beside_a_vgg16_and_another_width(reference, weights):
+def test_init_refuses_another_mean_or_scale_than_a_vgg16_and_another_width(
+    reference, weights
+):
     vgg16 = VGG16Weights(reference.body_params(weights), MEAN)
     key = jax.random.key(1)
-    with pytest.raises(ValueError, match="mean_rgb belongs to the weights"):
-        init(key, vgg16=vgg16, width=WIDTH, mean_rgb=MEAN)
+    wanted = r"mean = \(1.0, 2.0, 3.0\) differs from the mean \(120.0, 110.0, 100.0\)"
+    with pytest.raises(ValueError, match=wanted):
+        init(key, vgg16=vgg16, width=WIDTH, mean=(1.0, 2.0, 3.0))
+    with pytest.raises(ValueError, match="scale = .* differs from the scale"):
+        init(key, vgg16=vgg16, width=WIDTH, scale=(1.0, 1.0, 0.5))
+    with pytest.raises(ValueError, match="mean = .* must be a tuple of 4"):
+        init(key, vgg16=vgg16, width=WIDTH, in_channels=4)
     with pytest.raises(ValueError, match="2 filters in conv1_1, the network 4"):
         init(key, vgg16=vgg16, width=1 / 16)
+
+
+# More input channels than RGB.
+
+FIVE = {"in_channels": 5, "mean": (*MEAN, 7.0, -2.0), "scale": (1, 1, 1, 0.5, 3.0)}
+
+
+@pytest.mark.parametrize("kind", ["vgg16", "network"])
+@pytest.mark.parametrize("extra_init", ["mean", "zero"])
+def test_further_channels_start_as_the_mean_of_rgb_or_as_zero(
+    reference, weights, trained, kind, extra_init
+):
+    source = trained("fcn8s")
+    if kind == "vgg16":
+        source = VGG16Weights(source.params["body"], MEAN)
+    model = network("fcn8s", **FIVE)
+    params, _ = transplant(source, model, extra_init=extra_init)
+    kernel, bias = weights["conv1_1"]  # [O, I, H, W]
+    red, green, blue = kernel.transpose(1, 2, 3, 0)  # [H, W, O] each
+    extra = (red + green + blue) / 3 if extra_init == "mean" else 0 * red
+    expected = np.stack([red, green, blue, extra, extra], axis=2)
+    found = params["body"]["conv1_1"]
+    np.testing.assert_array_equal(found["kernel"][:, :, :3], expected[:, :, :3])
+    np.testing.assert_allclose(found["kernel"], expected, rtol=1e-5, atol=1e-8)
+    np.testing.assert_array_equal(found["bias"], bias)
+    for name, layer in reference.body_params(weights).items():
+        if name != "conv1_1":
+            np.testing.assert_array_equal(
+                params["body"][name]["kernel"], layer["kernel"]
+            )
+
+
+def test_network_of_as_many_channels_is_taken_whole(trained):
+    coarse, model = trained("fcn32s"), network("fcn32s", **FIVE)
+    params, _ = transplant(coarse, model)
+    source = Network(params, model)
+    again, notes = transplant(source, network("fcn32s", **FIVE), extra_init="zero")
+    assert notes == []
+    jax.tree.map(np.testing.assert_array_equal, again, params)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (
+            {"in_channels": 4, "mean": FIVE["mean"][:4], "scale": FIVE["scale"][:4]},
+            "take 5 input channels, the network 4: set in_channels = 5, or start from",
+        ),
+        ({}, "the weights take 5 input channels, the network 3"),
+        (
+            FIVE | {"mean": (*MEAN, 7.0, 2.0)},
+            r"mean = \(.*, 2.0\) differs from the mean",
+        ),
+        (
+            FIVE | {"scale": ()},
+            r"scale = \(1.0, .* differs from the scale \(1, ",
+        ),
+    ],
+)
+def test_network_of_other_channels_is_refused(trained, fields, message):
+    model = network("fcn32s", **FIVE)
+    source = Network(transplant(trained("fcn32s"), model)[0], model)
+    with pytest.raises(ValueError, match=message):
+        transplant(source, network("fcn32s", **fields))
+
+
+def test_unknown_extra_init_is_refused(trained):
+    with pytest.raises(ValueError, match="extra_init = 'random' is not one of mean"):
+        transplant(trained("fcn32s"), network("fcn32s"), extra_init="random")
+
+
+def test_init_with_further_channels_names_and_fills_them(reference, weights):
+    vgg16 = VGG16Weights(reference.body_params(weights), MEAN)
+    names = ("red", "green", "blue", "depth", "height")
+    net = init(
+        jax.random.key(1),
+        vgg16=vgg16,
+        width=WIDTH,
+        extra_init="zero",
+        channels=names,
+        shown=(3, 1, 4),
+        **FIVE,
+    )
+    assert (net.model.mean, net.model.scale) == (FIVE["mean"], FIVE["scale"])
+    assert (net.channels, net.shown) == (names, (3, 1, 4))
+    assert not np.any(net.params["body"]["conv1_1"]["kernel"][:, :, 3:])
+    drawn = init(jax.random.key(1), width=WIDTH, **FIVE)
+    assert np.all(np.std(drawn.params["body"]["conv1_1"]["kernel"], axis=(0, 1, 3)) > 0)

@@ -18,6 +18,7 @@ from tqdm import tqdm
 from fcn_jax.data.labels import VOID
 from fcn_jax.data.read_ahead import read_ahead
 from fcn_jax.data.sources import CheckedSource
+from fcn_jax.data.statistics import Moments, image_moments, no_moments
 
 BALANCES = ("median_frequency", "inverse_log")  # Rules of `class_weights`.
 _MAX_VOID_SHARE = 0.9  # An image with a larger share of void pixels gets a warning.
@@ -30,8 +31,7 @@ class Survey:
     class_pixels: np.ndarray  # [C] int64, pixels of each class.
     class_images: np.ndarray  # [C] int64, images in which each class occurs.
     class_image_pixels: np.ndarray  # [C] int64, pixels of those images, void included.
-    channel_sums: np.ndarray  # [N] float64, sums of each channel over all pixels.
-    channel_squares: np.ndarray  # [N] float64, sums of the squared values.
+    channels: Moments  # Mean and deviation of each channel over all pixels.
     examples: int = 0  # Usable or not.
     void_pixels: int = 0
     # Of the usable examples: name, (H, W), hash of the pixels, share of void pixels.
@@ -60,17 +60,6 @@ class Survey:
     def void_share(self) -> float:
         """Return the share of void pixels in all pixels."""
         return self.void_pixels / max(1, self._pixels)
-
-    @property
-    def mean(self) -> np.ndarray:
-        """Return the mean of each channel over all pixels: [N] float, 0 without any."""
-        return self.channel_sums / max(1, self._pixels)
-
-    @property
-    def std(self) -> np.ndarray:
-        """Return the standard deviation of each channel over all pixels: [N] float."""
-        variance = self.channel_squares / max(1, self._pixels) - self.mean**2
-        return np.sqrt(np.maximum(variance, 0))
 
     def most_void(self, n: int) -> list[tuple[str, float]]:
         """Return the n names of the largest void shares above 0, with the shares."""
@@ -153,7 +142,7 @@ def survey_table(surveys: Mapping[str, Survey], class_names: Sequence[str]) -> s
         counts = str(survey.examples), str(len(survey.names))
         mean, std = (
             " ".join(f"{value:.1f}" for value in values)
-            for values in (survey.mean, survey.std)
+            for values in (survey.channels.mean, survey.channels.std)
         )
         void = f"{100 * survey.void_share:.2f}%"
         splits.append((split, *counts, _size_range(survey.sizes), mean, std, void))
@@ -196,7 +185,7 @@ def class_weights(survey: Survey, balance: str) -> np.ndarray:
 
 def _empty(num_classes: int, in_channels: int, **values: Any) -> Survey:
     counts = (np.zeros(num_classes, np.int64) for _ in range(3))
-    return Survey(*counts, np.zeros(in_channels), np.zeros(in_channels), **values)
+    return Survey(*counts, no_moments(in_channels), **values)
 
 
 def _spread(n: int) -> list[int]:
@@ -205,15 +194,6 @@ def _spread(n: int) -> list[int]:
     while math.gcd(step, n) > 1:
         step += 1
     return [i * step % n for i in range(n)]
-
-
-def _channel_sums(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the sums of each channel and of its squares, exact for integers."""
-    sums = []
-    for channel in np.moveaxis(image, -1, 0):
-        values = channel.astype(np.float64)
-        sums.append((values.sum(), np.square(values).sum()))
-    return tuple(np.array(sums).T)
 
 
 def _survey_example(example: dict, num_classes: int) -> Survey:
@@ -226,13 +206,11 @@ def _survey_example(example: dict, num_classes: int) -> Survey:
         warnings = [f"{name}: {100 * void / label.size:.1f}% of the pixels are void"]
     digest = hashlib.blake2b(np.ascontiguousarray(image), digest_size=16)
     digest.update(str(image.shape).encode())
-    sums, squares = _channel_sums(image)
     return Survey(
         class_pixels,
         class_images=(class_pixels > 0).astype(np.int64),
         class_image_pixels=label.size * (class_pixels > 0),
-        channel_sums=sums,
-        channel_squares=squares,
+        channels=image_moments(image),
         examples=1,
         void_pixels=void,
         names=[name],

@@ -85,7 +85,7 @@ def _draw_augmented(
     config: Config, source: Any, survey: Survey, out: Path
 ) -> list[str]:
     """Draw the first training examples of the run; return what prevents it."""
-    mean, scale = normalization_of(survey.mean[3:], survey.std[3:])
+    mean, scale = normalization_of(survey.channels, 3)
     config = with_normalization(config, VGG_MEAN_RGB + mean, (1.0, 1.0, 1.0, *scale))
     shown, pairs = fields(config.model, "mean", "scale"), []
     shown |= fields(config.data, "shown")
@@ -116,8 +116,8 @@ def _record(survey: Survey) -> dict[str, Any]:
         "images": survey.examples,
         "read": len(survey.names),
         "sizes": {f"{h}x{w}": n for (h, w), n in sorted(Counter(survey.sizes).items())},
-        "mean": survey.mean.tolist(),
-        "std": survey.std.tolist(),
+        "mean": survey.channels.mean.tolist(),
+        "std": survey.channels.std.tolist(),
         "void_pixels": survey.void_pixels,
         "void_shares": dict(survey.most_void(len(survey.names))),
         "class_pixels": survey.class_pixels.tolist(),

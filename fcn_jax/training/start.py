@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,8 @@ import jax
 import numpy as np
 import optax
 
-from fcn_jax.data.statistics import channel_statistics
-from fcn_jax.data.survey import class_weights, survey_source
+from fcn_jax.data.statistics import Moments
+from fcn_jax.data.survey import Survey, class_weights, survey_source
 from fcn_jax.models.vgg import PIXEL_SIZE, VGG_MEAN_RGB
 from fcn_jax.network import Network, VGG16Weights
 from fcn_jax.processes import is_main
@@ -65,8 +66,9 @@ def start_or_resume(
         ValueError: if the weights do not suit the network.
     """
     first_state = functools.partial(init_state, tx=tx, freeze=config.optim.freeze)
+    survey = functools.cache(functools.partial(_survey, config, source))
     if checkpoints.latest_step() is not None:
-        config = _balanced(config, source)
+        config = _balanced(config, survey)
         fresh = functools.partial(init_params, make_model(config), given={})
         params = jax.eval_shape(fresh, random_key(config, "params"))
         state = checkpoints.restore(jax.eval_shape(first_state, params))
@@ -75,8 +77,7 @@ def start_or_resume(
     weights = read(config.init_from) if config.init_from else None
     # The weights are checked before the training images are read.
     given = _transplant(config, weights) if weights else {}
-    config = _normalized(config, weights, source)
-    config = _balanced(config, source)
+    config = _balanced(_normalized(config, weights, survey), survey)
     params = init_params(make_model(config), random_key(config, "params"), given)
     if is_main():
         workdir.mkdir(parents=True, exist_ok=True)
@@ -90,15 +91,22 @@ def random_key(config: Config, purpose: str) -> jax.Array:
     return jax.random.fold_in(jax.random.key(config.seed), number)
 
 
-def _balanced(config: Config, source: Any) -> Config:
+def _survey(config: Config, source: Any) -> Survey:
+    """Read and count the training images; raise ValueError for the first bad one."""
+    classes, channels = config.data.num_classes, config.model.in_channels
+    survey = survey_source(
+        source, num_classes=classes, in_channels=channels, progress=is_main()
+    )
+    if survey.problems:
+        raise ValueError(survey.problems[0])
+    return survey
+
+
+def _balanced(config: Config, survey: Callable[[], Survey]) -> Config:
     """Return the config with the class weights computed from the training labels."""
     if not config.class_balance or config.class_weights:
         return config
-    classes, channels = config.data.num_classes, config.model.in_channels
-    survey = survey_source(source, num_classes=classes, in_channels=channels)
-    if survey.problems:
-        raise ValueError(survey.problems[0])
-    weights = class_weights(survey, config.class_balance)
+    weights = class_weights(survey(), config.class_balance)
     _log.info("class weights: %s", " ".join(f"{weight:.3g}" for weight in weights))
     return dataclasses.replace(config, class_weights=tuple(weights.tolist()))
 
@@ -119,7 +127,9 @@ def _transplant(config: Config, weights: Network | VGG16Weights) -> dict[str, An
 
 
 def _normalized(
-    config: Config, weights: Network | VGG16Weights | None, source: Any
+    config: Config,
+    weights: Network | VGG16Weights | None,
+    survey: Callable[[], Survey],
 ) -> Config:
     """Return the config with the mean and the scale of each channel.
 
@@ -129,10 +139,7 @@ def _normalized(
     mean, scale = normalization(weights) if weights else (VGG_MEAN_RGB, (1.0, 1.0, 1.0))
     model, known = config.model, len(mean)
     if known < model.in_channels and not (model.mean and model.scale):
-        means, stds = channel_statistics(
-            source, channels=model.in_channels, progress=is_main()
-        )
-        further = normalization_of(means[known:], stds[known:])
+        further = normalization_of(survey().channels, known)
         mean, scale = mean + further[0], scale + further[1]
         config = with_normalization(config, mean, scale)
         _log.info(
@@ -145,13 +152,18 @@ def _normalized(
 
 
 def normalization_of(
-    mean: np.ndarray, std: np.ndarray
+    channels: Moments, known: int
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Return the mean and the scale that give channels the size of RGB less its mean.
 
     A constant channel is zero less its mean, and gets scale 1. The numbers are those of
     float32, which the network computes with, and short to read.
+
+    Args:
+        channels: the moments of all channels.
+        known: how many of the first channels are left out.
     """
+    std = channels.std[known:]
     scale = PIXEL_SIZE / np.where(std > 0, std, PIXEL_SIZE)
-    mean, scale = (map(str, np.float32(values)) for values in (mean, scale))
+    mean, scale = (map(str, np.float32(v)) for v in (channels.mean[known:], scale))
     return tuple(map(float, mean)), tuple(map(float, scale))

@@ -82,9 +82,9 @@ def test_survey_counts_pixels_and_images_by_hand():
     assert survey.void_pixels == 1 and survey.void_share == 0.1
     np.testing.assert_allclose(survey.shares, [5 / 9, 4 / 9, 0])
     # Red: (6 * 10 + 2 * 2 + 2 * 3) / 10, and so on.
-    np.testing.assert_allclose(survey.mean, (7.0, 13.4, 69.6))
+    np.testing.assert_allclose(survey.channels.mean, (7.0, 13.4, 69.6))
     pixels = np.repeat([(10, 20, 30), (2, 4, 255), (3, 3, 3)], (6, 2, 2), axis=0)
-    np.testing.assert_allclose(survey.std, pixels.std(axis=0))
+    np.testing.assert_allclose(survey.channels.std, pixels.std(axis=0))
     assert survey.void_shares == [1 / 6, 0, 0]
     assert survey.most_void(2) == [("a", 1 / 6)]
     assert survey.problems == []
@@ -95,7 +95,10 @@ def test_mean_color_of_a_large_bright_image_is_exact():
     image = np.broadcast_to(np.uint8([255, 255, 254]), (*size, 3))
     label = np.broadcast_to(np.int32(0), size)
     survey = survey_of({"image": image, "label": label, "name": "a"})
-    assert survey.mean.tolist() == [255, 255, 254] and survey.std.tolist() == [0] * 3
+    assert (
+        survey.channels.mean.tolist() == [255, 255, 254]
+        and survey.channels.std.tolist() == [0] * 3
+    )
 
 
 def test_channels_beyond_colour_are_surveyed():
@@ -103,8 +106,8 @@ def test_channels_beyond_colour_are_surveyed():
     one = {"image": image, "label": np.int32([[0, 1]]), "name": "a"}
     survey = survey_of(one, in_channels=4)
     assert survey.problems == []
-    np.testing.assert_allclose(survey.mean, (1, 2, 3, 2000))
-    np.testing.assert_allclose(survey.std, (0, 0, 0, 1000))
+    np.testing.assert_allclose(survey.channels.mean, (1, 2, 3, 2000))
+    np.testing.assert_allclose(survey.channels.std, (0, 0, 0, 1000))
 
 
 def test_survey_within_no_time_reads_a_part_spread_over_the_split():
@@ -151,7 +154,7 @@ def test_bad_files_are_named_and_the_others_counted(tmp_path):
             raise ValueError(problem)
     assert survey.examples == 7 and survey.names == ["f"]
     np.testing.assert_array_equal(survey.class_pixels, [1, 1, 1])
-    assert survey.mean.tolist() == [1, 2, 3] and survey.warnings == []
+    assert survey.channels.mean.tolist() == [1, 2, 3] and survey.warnings == []
 
 
 def test_sources_without_checks_of_their_own_are_checked():
@@ -245,7 +248,7 @@ def test_same_bytes_of_another_shape_are_another_image():
 
 def test_nothing_readable_gives_zeros():
     survey = survey_of(ValueError("bad"))
-    assert survey.mean.tolist() == [0, 0, 0] and survey.void_share == 0
+    assert survey.channels.mean.tolist() == [0, 0, 0] and survey.void_share == 0
     np.testing.assert_array_equal(survey.shares, np.zeros(3))
     assert survey.warnings == [] and survey.problems == ["bad"]
     assert "0.00%" in survey_table({"train": survey}, "abc")

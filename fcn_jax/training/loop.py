@@ -36,7 +36,7 @@ from fcn_jax.training.config import (
 from fcn_jax.training.faults import check_quickly
 from fcn_jax.training.log import Log, Meter, read_log
 from fcn_jax.training.optim import make_optimizer, make_schedule
-from fcn_jax.training.resume import resume
+from fcn_jax.training.resume import assert_same_run, resume
 from fcn_jax.training.start import random_key, start_or_resume
 from fcn_jax.training.steps import TrainState, make_train_step
 from fcn_jax.training.validation import Validation, read_best
@@ -87,9 +87,11 @@ def train(
         FloatingPointError: if the loss or the gradient is no longer finite.
         KeyboardInterrupt: on SIGINT or SIGTERM, after the current step is saved.
     """
-    check(config)
+    workdir, checked = Path(workdir), config
+    if any((workdir / "checkpoints").glob("[0-9]*")):  # The weights may be gone.
+        checked = dataclasses.replace(config, init_from="")
+    check(checked)
     transform = own_transform(config, transform)
-    workdir = Path(workdir)
     train_source, eval_source = _sources(config, train_source, eval_source)
     config = _with_steps(config, len(train_source))
     schedule, tx = optimizer_of(config)
@@ -103,6 +105,7 @@ def train(
         checkpoints = Checkpoints(folder, keep=keep, best_step=best["step"])
         stack.callback(checkpoints.close)
         taken = checkpoints.latest_step()
+        assert_same_run(config, taken)
         if taken is None:
             _prepare(config, train_source, eval_source)
         else:

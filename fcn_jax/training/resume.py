@@ -2,10 +2,11 @@
 
 import dataclasses
 import logging
+import zlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fcn_jax.processes import is_main
+from fcn_jax.processes import assert_equal_across_processes, is_main
 from fcn_jax.training.config import (
     CONFIG_FILE,
     Config,
@@ -98,21 +99,22 @@ def resume(
     before = dataclasses.replace(before, steps=before.steps or config.steps)
     config = _with_computed(config, before)
     changes = _changes(before, config)
-    if config.steps < step:
-        raise ValueError(
-            f"config.steps = {config.steps}, and {workdir} has taken {step} steps: ask "
-            "for more steps, or choose another workdir"
-        )
     if fixed := [change for change in changes if change.field in FIXED]:
         raise ValueError(
             f"{_listed(workdir, fixed)}\nThe run depends on these from its start: "
             "choose another workdir for a new run"
         )
     altering = [change for change in changes if not _is_neutral(change, config, step)]
-    if altering and not allow_changes:
+    if {change.field for change in altering} <= {"steps"} and config.steps < step:
+        raise ValueError(
+            f"config.steps = {config.steps}, and {workdir} has taken {step} steps: ask "
+            "for more steps, or choose another workdir"
+        )
+    if altering and not (allow_changes and config.steps > step):
+        way = "go on so" if config.steps > step else "go on so with more steps"
         raise ValueError(
             f"{_listed(workdir, altering)}\nChoose another workdir for a new run, or "
-            f"allow changes (--allow_changes) to go on so after step {step}"
+            f"allow changes (--allow_changes) to {way} after step {step}"
         )
     if changes and is_main():
         _record(changes, config, workdir, step)
@@ -158,3 +160,18 @@ def _changes(before: Config, now: Config) -> list[Change]:
 def _listed(workdir: Path, changes: list[Change]) -> str:
     lines = "".join(f"\n  {change}" for change in changes)
     return f"{workdir} holds a run with other settings:{lines}"
+
+
+def assert_same_run(config: Config, step: int | None) -> None:
+    """Raise ValueError in every process of a run if their runs differ.
+
+    Args:
+        config: the config of this process; fields in `NEUTRAL` may differ.
+        step: the latest checkpoint that it sees, or None.
+    """
+    values = [value for name, _, value in flat(config) if name not in NEUTRAL]
+    assert_equal_across_processes(
+        [zlib.crc32(repr((values, step)).encode())],
+        "the processes of this run have different configs or see different "
+        "checkpoints: start them with one command and a workdir that all share",
+    )

@@ -142,6 +142,17 @@ def test_finished_run_goes_on_with_more_steps_under_any_schedule(run, thin_confi
     assert load_config(run / "config.json").steps == 7
 
 
+def test_change_that_no_step_would_use_is_refused_even_if_allowed(run, thin_config):
+    with pytest.raises(ValueError, match="config.seed was 0 and is 1"):
+        loop.train(thin_config(seed=1), run, allow_changes=True)
+
+
+def test_weights_that_a_run_began_with_may_be_gone(whole_run, run, thin_config):
+    settings = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps(settings | {"init_from": "gone.npy"}))
+    assert loop.train(thin_config(init_from="gone.npy"), run) == whole_run[1]
+
+
 def test_fewer_steps_than_taken_are_refused(run, thin_config):
     with pytest.raises(ValueError, match="config.steps = 4, and .* has taken 6 steps"):
         loop.train(thin_config(steps=4), run, allow_changes=True)

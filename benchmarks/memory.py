@@ -39,10 +39,10 @@ def main() -> None:
     machine = f"{harness.machine()}, {args.dtype}"
     print(f"GiB beside the state, {machine}, {args.side}x{args.side}")
     print(f"{'batch':>5}{'plain':>9}{'remat':>9}{'in parts of 1':>15}{'state':>9}")
-    rows = []
-    for batch_size in args.batch_sizes:
+    rows, steps = [], [compile_step(args, n) for n in args.batch_sizes]
+    for batch_size, plain_step in zip(args.batch_sizes, steps, strict=True):
         row = {
-            "plain": memory(compile_step(args, batch_size)),
+            "plain": memory(plain_step),
             "remat": memory(compile_step(args, batch_size, remat="blocks")),
             "parts": memory(compile_step(args, batch_size, accumulate=batch_size)),
         }
@@ -53,14 +53,20 @@ def main() -> None:
             f"{batch_size:>5}{plain:>9.2f}{remat:>9.2f}{parts:>15.2f}{state:>9.2f}",
             flush=True,
         )
-    harness.write_figures(args, {"bytes": rows, "frozen": measure_freezing(args)})
+    harness.write_figures(
+        args, {"bytes": rows, "frozen": measure_freezing(args, steps[0])}
+    )
 
 
-def measure_freezing(args: argparse.Namespace) -> dict[str, dict[str, float]]:
+def measure_freezing(
+    args: argparse.Namespace, plain_step: Any
+) -> dict[str, dict[str, float]]:
     """Print and return the memory and the time of steps with frozen layers."""
     batch_size, found, runs = args.batch_sizes[0], {}, {}
     for name, freeze in FREEZE.items():
-        step = compile_step(args, batch_size, freeze=freeze)
+        step = plain_step
+        if freeze:
+            step = compile_step(args, batch_size, freeze=freeze)
         found[name] = memory(step)
         runs[name] = repeated(step, args, batch_size, freeze)
     times = harness.time_in_turns(runs, repeats=args.repeats, calls=1)

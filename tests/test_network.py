@@ -34,7 +34,6 @@ FIELDS = {
 }
 # Networks with several of these, each field in one of them at least.
 CASES = {
-    "same": {k: v for k, v in FIELDS.items() if k not in ("geometry", "size")},
     "caffe": {k: FIELDS[k] for k in ("geometry", "mean", "pool_scales")},
     "resized": {k: FIELDS[k] for k in ("size", "crop", "mean", "class_names")},
 }

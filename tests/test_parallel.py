@@ -349,19 +349,9 @@ def test_devices_reach_the_parameters_of_one(start, folder, expected, devices, m
         assert_close(read(f"{out}.last"), expected[model])
 
 
-def test_devices_with_micro_batches_reach_the_parameters_of_one(
-    start, folder, expected
-):
-    outs = {mode: f"{folder}/{mode}-micro" for mode in ("sharded", "pmap")}
-    jobs = [("train", "fcn", *item, None, 0, STEPS, 3) for item in outs.items()]
-    start(*jobs, devices=4).end()
-    for out in outs.values():
-        assert_close(read(f"{out}.last"), expected["fcn"])
-
-
 def test_devices_reach_with_each_loss_what_one_reaches(start, folder):
-    """Frozen layers, rates, clipping, class weights and padded images as well."""
-    whole, micro = [(1, loss) for loss in LOSSES], [(2, "focal"), (2, LOSSES[-1])]
+    """With micro-batches, frozen layers, rates, clipping, class weights and sizes."""
+    whole, micro = [(1, loss) for loss in LOSSES], [(2, LOSSES[0]), (2, LOSSES[-1])]
     several = list(itertools.product(("sharded", "pmap"), whole + micro))
     ways = [("none", *way) for way in whole] + [(mode, *way) for mode, way in several]
     out = f"{folder}/losses"

@@ -70,7 +70,7 @@ def cross_entropy(
     Args:
         logits: [..., C] float32.
         label: [...] int32 in [0, C), or `VOID`; void pixels change neither the value
-            nor the gradient.
+            nor the gradient, even if their logits are not finite.
         class_weights: as in `pixel_weights`.
 
     Returns:
@@ -79,13 +79,8 @@ def cross_entropy(
 
     Reference: Long et al., arXiv:1411.4038, section 3.4.
     """
-    labelled = label != VOID
     weights = pixel_weights(label, class_weights=class_weights)
-    # Mask before the loss as well as after: a NaN would survive in the gradient.
-    loss = optax.softmax_cross_entropy_with_integer_labels(
-        logits, jnp.where(labelled, label, 0)
-    )
-    return jnp.where(labelled, loss * weights, 0).sum(), weights.sum()
+    return (_nats(logits, label) * weights).sum(), weights.sum()
 
 
 def focal(
@@ -110,14 +105,13 @@ def focal(
 
     Reference: Lin et al., arXiv:1708.02002, equation 5.
     """
-    labelled = label != VOID
-    weights = pixel_weights(label, class_weights=class_weights)
-    nats = optax.softmax_cross_entropy_with_integer_labels(
-        _without_void(logits, label), jnp.where(labelled, label, 0)
+    weights, nats = (
+        pixel_weights(label, class_weights=class_weights),
+        _nats(logits, label),
     )
     # 1 - p without cancellation where p is nearly 1.
     loss = nats * jnp.expm1(-nats) ** 2
-    return jnp.where(labelled, loss * weights, 0).sum(), weights.sum()
+    return (loss * weights).sum(), weights.sum()
 
 
 def dice_sums(logits: jax.Array, label: jax.Array) -> jax.Array:
@@ -192,8 +186,6 @@ def loss_sums(
         in `dice_sums`. Each is left out if the loss does not need it.
     """
     sums = {}
-    if loss == "cross_entropy+dice":
-        logits = _without_void(logits, label)
     if loss in ("cross_entropy", "cross_entropy+dice"):
         sums["pixels"], _ = cross_entropy(logits, label, class_weights=class_weights)
     if loss == "focal":
@@ -222,6 +214,13 @@ def loss_value(
     if "dice" in sums:
         terms.append(dice(sums["dice"], class_weights=class_weights))
     return functools.reduce(operator.add, terms)
+
+
+def _nats(logits: jax.Array, label: jax.Array) -> jax.Array:
+    """Return the cross-entropy of each pixel; void pixels count as class 0."""
+    return optax.softmax_cross_entropy_with_integer_labels(
+        _without_void(logits, label), jnp.where(label == VOID, 0, label)
+    )
 
 
 def _without_void(logits: jax.Array, label: jax.Array) -> jax.Array:

@@ -44,7 +44,11 @@ def main() -> None:
         row = {
             "plain": memory(plain_step),
             "remat": memory(compile_step(args, batch_size, remat="blocks")),
-            "parts": memory(compile_step(args, batch_size, accumulate=batch_size)),
+            "parts": memory(
+                compile_step(args, batch_size, accumulate=batch_size)
+                if batch_size > 1
+                else plain_step
+            ),
         }
         rows.append({"batch": batch_size, **row})
         plain, remat, parts = (found["rest"] / GIB for found in row.values())

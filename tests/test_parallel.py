@@ -316,15 +316,11 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def expected(start, folder):
-    """The last state of each model on one device, which all others must reach."""
-    start(*[("train", model, "none", f"{folder}/{model}") for model in MODELS]).end()
-    first, last = (
-        {model: read(folder / f"{model}.{which}") for model in MODELS}
-        for which in ("first", "last")
-    )
-    for model in MODELS:
-        assert last[model]["step"] == STEPS
-        assert np.abs(last[model]["params"] - first[model]["params"]).max() > 1e-3
+    """The last state on one device, which all others must reach."""
+    start(("train", "tiny", "none", f"{folder}/tiny")).end()
+    first, last = read(folder / "tiny.first"), read(folder / "tiny.last")
+    assert last["step"] == STEPS
+    assert np.abs(last["params"] - first["params"]).max() > 1e-3
     return last
 
 
@@ -340,18 +336,17 @@ def assert_close(state, expected):
         np.testing.assert_allclose(state[name], expected[name], rtol=0, atol=atol)
 
 
-@pytest.mark.parametrize(("devices", "model"), [(4, "tiny"), (8, "fcn")])
-def test_devices_reach_the_parameters_of_one(start, folder, expected, devices, model):
-    outs = {mode: f"{folder}/{mode}{devices}" for mode in ("sharded", "pmap")}
-    jobs = [("train", model, *item) for item in outs.items()]
-    start(*jobs, devices=devices).end()
+def test_devices_reach_the_parameters_of_one(start, folder, expected):
+    outs = {mode: f"{folder}/{mode}4" for mode in ("sharded", "pmap")}
+    start(*[("train", "tiny", *item) for item in outs.items()], devices=4).end()
     for out in outs.values():
-        assert_close(read(f"{out}.last"), expected[model])
+        assert_close(read(f"{out}.last"), expected)
 
 
 def test_devices_reach_with_each_loss_what_one_reaches(start, folder):
     """With micro-batches, frozen layers, rates, clipping, class weights and sizes."""
-    whole, micro = [(1, loss) for loss in LOSSES], [(2, LOSSES[0]), (2, LOSSES[-1])]
+    # The last loss is a sum over pixels and a quotient of sums.
+    whole, micro = [(1, loss) for loss in LOSSES], [(2, LOSSES[-1])]
     several = list(itertools.product(("sharded", "pmap"), whole + micro))
     ways = [("none", *way) for way in whole] + [(mode, *way) for mode, way in several]
     out = f"{folder}/losses"
@@ -389,7 +384,7 @@ def test_processes_reach_the_parameters_of_one(
     jobs = [("train", "tiny", *item) for item in outs.items()]
     start(*jobs, devices=devices, processes=processes).end()
     for i, out in itertools.product(range(processes), outs.values()):
-        assert_close(read(f"{out}.last", i), expected["tiny"])
+        assert_close(read(f"{out}.last", i), expected)
 
 
 def test_processes_count_together_and_refuse_what_they_cannot_share(start):
@@ -431,7 +426,7 @@ def test_checkpoint_moves_between_devices_modes_and_processes(start, folder, exp
             for name in saved:
                 np.testing.assert_array_equal(saved[name], restored[name])
         before = out
-    assert_close(read(f"{out}.last"), expected["tiny"])
+    assert_close(read(f"{out}.last"), expected)
 
 
 def test_killed_process_ends_the_others_and_a_restart_resumes(start, folder, expected):
@@ -450,7 +445,7 @@ def test_killed_process_ends_the_others_and_a_restart_resumes(start, folder, exp
     assert time.monotonic() < killed + 2 * timeout  # Twice: machines may be slow.
     start(job, processes=2, devices=2).end()
     assert read(f"{out}.first")["step"] == 3
-    assert_close(read(f"{out}.last"), expected["tiny"])
+    assert_close(read(f"{out}.last"), expected)
 
 
 def test_sigterm_to_one_process_stops_all_after_the_same_step(start, folder):

@@ -124,7 +124,7 @@ def _add_network_commands(add_command: Callable) -> None:
     add("--out", type=Path, required=True, help="folder for the results")
     extra = "folder with the next channels of each image; may be repeated"
     add("--extra", type=Path, action="append", default=[], metavar="FOLDER", help=extra)
-    add("--batch-size", type=int, default=0, help="default: 8, on a CPU 1")
+    add("--batch-size", type=_count, default=0, help="default: 8, on a CPU 1")
     scales = "average over scaled copies of the image, such as 0.75,1,1.25"
     add("--scales", type=_numbers, default=(1.0,), help=scales)
     add("--flip", action="store_true", help="average with the mirrored image")
@@ -160,6 +160,11 @@ def _train(args: argparse.Namespace) -> int:
 
 
 def _evaluate(args: argparse.Namespace) -> int:
+    if args.run and (args.data or args.config):
+        raise ValueError(
+            "--run has the config of the run: leave out --data and --config, or pass "
+            f"--weights {args.run} to evaluate on other data"
+        )
     # Read the config first, so that its errors come before a download.
     given = None if args.run else _data_config(args)
     net, config = _network(args)
@@ -257,11 +262,19 @@ def _numbers(text: str) -> tuple[float, ...]:
     return tuple(float(part) for part in text.split(","))
 
 
+def _count(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text} must be a whole number, 0 or more")
+    return int(text)
+
+
 def _check_data(args: argparse.Namespace) -> int:
     return check_data(_config(args), args.out, augmented=args.augmented)
 
 
 def _export(args: argparse.Namespace) -> int:
+    if args.out.suffix != ".npz":  # Such as the network of the run.
+        raise ValueError(f"{args.out}: name what is written .npz")
     net, _ = _network(args)
     export(args.out, net, output=args.output)
     print(f"Written: {args.out}, checked against the network at three sizes")
@@ -278,6 +291,8 @@ def _inspect(args: argparse.Namespace) -> int:
 def _convert(args: argparse.Namespace) -> int:
     if args.target.suffix != ".safetensors":
         raise ValueError(f"{args.target}: name what is written .safetensors")
+    if args.target.resolve() == Path(args.source).resolve():
+        raise ValueError(f"{args.target} is the source: name another file to write")
     file = read_file(args.source)
     save(args.target, check_fit(args.source, file))
     print(f"Written: {args.target}, from {file.source}")

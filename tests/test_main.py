@@ -229,6 +229,26 @@ def test_evaluate_of_weights_without_fitting_data_says_so(
     assert problem in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("option", [["--data", "voc"], ["--config", "other.py"]])
+def test_evaluate_of_a_run_refuses_other_data(make_run, data, capsys, option):
+    run = make_run(root=str(data))
+    assert main(["evaluate", "--run", str(run), *option]) == 1
+    assert "leave out --data and --config" in capsys.readouterr().err
+
+
+def test_nothing_is_written_over_what_it_is_made_from(make_run, capsys):
+    run = make_run()
+    network = run / "model.safetensors"
+    before = network.read_bytes()
+    for arguments, problem in (
+        (["export", "--run", run, "--out", network], "name what is written .npz"),
+        (["convert", network, network], "is the source: name another file"),
+    ):
+        assert main([str(argument) for argument in arguments]) == 1
+        assert problem in capsys.readouterr().err
+    assert network.read_bytes() == before
+
+
 def test_evaluate_resizes_as_the_network_does_or_refuses(
     net, config_file, data, tmp_path, capsys
 ):

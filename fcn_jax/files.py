@@ -1,13 +1,18 @@
-"""Files: the cache folder, compiled programs in it, and writing whole or not at all."""
+"""Files: the cache folder, folders with one owner, and writing whole or not at all."""
 
 import contextlib
 import json
+import logging
 import os
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
+from filelock import FileLock, Timeout
+
+_log = logging.getLogger("fcn_jax")
 
 
 def cache_folder() -> Path:
@@ -30,6 +35,36 @@ def enable_compilation_cache() -> None:
     if jax.config.jax_compilation_cache_dir is None:
         folder = str(cache_folder() / "compiled")
         jax.config.update("jax_compilation_cache_dir", folder)
+
+
+@contextlib.contextmanager
+def owning(folder: Path) -> Iterator[None]:
+    """Hold a folder so that no other process can, until this context or process ends.
+
+    The folder is made if it is missing, and gets a hidden file for the lock.
+
+    Raises:
+        ValueError: if another process holds it; it tells which.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock, owner = FileLock(folder / ".lock", timeout=0), folder / ".owner"
+    try:
+        lock.acquire()
+    except Timeout as error:
+        holder = owner.read_text() if owner.exists() else "another process"
+        raise ValueError(
+            f"{folder} is in use by {holder}: wait until it ends, or choose another "
+            "folder"
+        ) from error
+    except NotImplementedError:
+        _log.warning("%s lies on a file system without locks: start one run", folder)
+    try:
+        # Not in the lock itself, which each attempt to take it empties.
+        owner.write_text(f"process {os.getpid()} on {socket.gethostname()}")
+        yield
+    finally:
+        owner.unlink(missing_ok=True)
+        lock.release()
 
 
 @contextlib.contextmanager

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from fcn_jax.files import replacing, write_json
+from fcn_jax.files import owning, replacing, write_json
 
 
 def test_replacing_moves_the_whole_file(tmp_path):
@@ -69,3 +69,28 @@ def test_place_that_jax_was_told_is_kept(tmp_path):
 def test_cache_can_be_off(tmp_path):
     run(FCN_JAX_CACHE=str(tmp_path), JAX_ENABLE_COMPILATION_CACHE="false")
     assert not list(tmp_path.rglob("*-cache"))
+
+
+def test_folder_has_one_owner_until_it_is_let_go(tmp_path):
+    folder = tmp_path / "runs" / "a"
+    with owning(folder):
+        with pytest.raises(
+            ValueError, match=rf"in use by process {os.getpid()} on .+:"
+        ):
+            with owning(folder):
+                pass
+        with owning(tmp_path / "runs" / "b"):
+            pass
+    with owning(folder):
+        pass
+
+
+def test_folder_of_a_killed_process_is_free(tmp_path):
+    code = (
+        "import os, pathlib, sys\nfrom fcn_jax.files import owning\n"
+        "with owning(pathlib.Path(sys.argv[1])): os.kill(os.getpid(), 9)"
+    )
+    killed = subprocess.run([sys.executable, "-c", code, str(tmp_path)])
+    assert killed.returncode == -9 and (tmp_path / ".owner").exists()
+    with owning(tmp_path):
+        pass

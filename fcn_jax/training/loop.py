@@ -20,6 +20,7 @@ from tqdm import tqdm
 from fcn_jax.data.loader import prefetch_to_device, train_batches
 from fcn_jax.data.shapes import ShapesSource
 from fcn_jax.data.sources import CheckedSource
+from fcn_jax.files import owning
 from fcn_jax.parallel import Parallel, make_parallel
 from fcn_jax.processes import is_main, main_first, preempted, wait_for_all
 from fcn_jax.training.augmentation import Transform, own_transform, training_augment
@@ -83,7 +84,7 @@ def train(
 
     Raises:
         ValueError: if the config, the data or the weights cannot be used, or the
-            directory holds a run with other settings.
+            directory holds a run with other settings or is in use by another process.
         FloatingPointError: if the loss or the gradient is no longer finite.
         KeyboardInterrupt: on SIGINT or SIGTERM, after the current step is saved.
     """
@@ -100,6 +101,8 @@ def train(
             config.parallel, **fields(config, "batch_size", "accumulate")
         )
     with contextlib.ExitStack() as stack:
+        if is_main():
+            stack.enter_context(owning(workdir))
         best = read_best(workdir) or {"step": None, "mean_iu": None}
         folder, keep = workdir / "checkpoints", config.keep_checkpoints
         checkpoints = Checkpoints(folder, keep=keep, best_step=best["step"])

@@ -150,7 +150,8 @@ def network_of(content: WeightFile) -> FCN | None:
 @functools.lru_cache
 def shapes_of(model: nn.Module) -> Mapping[str, tuple[int, ...]]:
     """Return the shape of each parameter of a network, by its path."""
-    image = jnp.zeros([1, 1, 1, getattr(model, "in_channels", 3)])  # A VGG-16's is RGB.
+    channels = getattr(model, "in_channels", 3)  # A VGG-16 takes RGB.
+    image = jax.ShapeDtypeStruct((1, 1, 1, channels), jnp.float32)
     params = jax.eval_shape(model.init, jax.random.key(0), image)["params"]
     arrays = flatten_dict(params, sep="/")
     return MappingProxyType({name: array.shape for name, array in arrays.items()})

@@ -11,6 +11,7 @@ from PIL import Image
 
 import fcn_jax
 from fcn_jax.data.shapes import ShapesSource
+from fcn_jax.files import owning
 from fcn_jax.training import loop, validation
 from fcn_jax.training.checkpoint import Checkpoints
 from fcn_jax.training.config import Config, Data, Model, Optim, make_model
@@ -231,6 +232,12 @@ def test_own_transform_sees_augmented_examples(thin_config, tmp_path):
     config.data.size, config.data.crop = (8, 8), (24, 24)
     with pytest.raises(ValueError, match=r"seen: \(24, 24, 3\) 255"):
         loop.train(config, tmp_path, transform=stop)
+
+
+def test_directory_in_use_is_refused(thin_config, tmp_path):
+    with owning(tmp_path):
+        with pytest.raises(ValueError, match="in use by process"):
+            loop.train(thin_config(), tmp_path)
 
 
 def test_own_transform_that_is_missing_is_refused_before_any_work(

@@ -8,16 +8,6 @@ import pytest
 from fcn_jax.models.convolution import Conv, conv, wide_conv
 
 
-def assert_close(actual, expected, tolerance=1e-4):
-    """The largest difference is at most ``tolerance`` of the largest number."""
-    assert actual.shape == expected.shape
-    largest = np.abs(expected).max()
-    assert largest > 0
-    assert (
-        np.abs(np.asarray(actual, np.float64) - expected).max() <= tolerance * largest
-    )
-
-
 def convolve(x, kernel, padding):
     """A convolution by its definition, the surplus of an even side after the map."""
     kh, kw = kernel.shape[:2]
@@ -52,7 +42,7 @@ def branch(request, monkeypatch):
     ],
     ids=str,
 )
-def test_conv_has_the_gradients_of_the_definition(shape, sides, padding):
+def test_conv_has_the_gradients_of_the_definition(shape, sides, padding, assert_close):
     rng = np.random.default_rng(0)
     x = rng.normal(size=(*shape, 64)).astype(np.float32)
     kernel = rng.normal(size=(*sides, 64, 3)).astype(np.float32)
@@ -98,7 +88,7 @@ def test_conv_has_a_gradient_of_its_own_on_cpu_only(platform, convolutions):
 @pytest.mark.usefixtures("branch")
 @pytest.mark.parametrize("padding", ["SAME", "VALID"])
 @pytest.mark.parametrize("sides", [(1, 1), (3, 3), (7, 7), (2, 4), (1, 5)], ids=str)
-def test_wide_conv_equals_the_definition(padding, sides):
+def test_wide_conv_equals_the_definition(padding, sides, assert_close):
     rng = np.random.default_rng(0)
     x = rng.normal(size=(2, 8, 9, 3)).astype(np.float32)
     kernel = rng.normal(size=(*sides, 3, 4)).astype(np.float32)
@@ -108,7 +98,7 @@ def test_wide_conv_equals_the_definition(padding, sides):
 
 @pytest.mark.parametrize("padding", ["SAME", "VALID"])
 @pytest.mark.parametrize("sides", [(3, 3), (2, 4)], ids=str)
-def test_wide_conv_has_the_gradients_of_a_convolution(padding, sides):
+def test_wide_conv_has_the_gradients_of_a_convolution(padding, sides, assert_close):
     rng = np.random.default_rng(1)
     x = jnp.asarray(rng.normal(size=(2, 5, 6, 3)), jnp.float32)
     kernel = jnp.asarray(rng.normal(size=(*sides, 3, 4)), jnp.float32)
@@ -140,7 +130,7 @@ def test_wide_conv_is_a_matrix_product_on_cpu_only(platform, convolves):
 
 
 @pytest.mark.usefixtures("branch")
-def test_dense_fc6_equals_its_convolution_on_7x7():
+def test_dense_fc6_equals_its_convolution_on_7x7(assert_close):
     rng = np.random.default_rng(2)
     features = rng.normal(size=(2, 7, 7, 512)).astype(np.float32)
     rows = rng.normal(size=(7 * 7 * 512, 8)).astype(np.float32)  # in H, W, C order

@@ -45,21 +45,6 @@ IMAGES = {
 MAPS = ("pool1", "pool2", "pool3", "pool4", "pool5", "fc7", "fc8")
 
 
-def assert_close(actual, expected, tolerance=1e-4):
-    """The largest difference is at most ``tolerance`` of the largest number."""
-    assert actual.shape == expected.shape
-    largest = np.abs(expected).max()
-    assert largest > 0
-    assert (
-        np.abs(np.asarray(actual, np.float64) - expected).max() <= tolerance * largest
-    )
-
-
-def make_image(shape, dtype, seed=0):
-    image = np.random.default_rng(seed).uniform(0, 255, (*shape, 3))
-    return image.astype(dtype)
-
-
 def with_depth(image, low=1000, high=5000):
     """The image with a fourth channel of 16 bits."""
     depth = np.random.default_rng(5).integers(low, high, (*image.shape[:3], 1))
@@ -174,7 +159,7 @@ def ours(reference, weights):
 
 
 @pytest.fixture(scope="module", params=IMAGES.values(), ids=IMAGES.keys())
-def results(request, reference, weights, ours):
+def results(request, reference, weights, ours, make_image):
     *shape, dtype = request.param
     image = make_image(shape, dtype)
     plain = {name: case for name, case in CASES.items() if case[3] == (1, 1)}
@@ -186,13 +171,13 @@ def results(request, reference, weights, ours):
 
 
 @pytest.mark.parametrize("name", MAPS)
-def test_body_equals_onnx(results, name):
+def test_body_equals_onnx(results, name, assert_close):
     maps, expected = results
     assert_close(maps[name], expected[name])
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_logits_equal_onnx(results, case):
+def test_logits_equal_onnx(results, case, assert_close):
     logits, expected = results
     assert logits[case].dtype == jnp.float32
     assert_close(logits[case], expected[case])
@@ -201,7 +186,7 @@ def test_logits_equal_onnx(results, case):
 DEPTH = {"in_channels": 4, "mean": (*MEAN_RGB, 3000.0), "scale": (1, 1, 1, 0.05)}
 
 
-def test_four_channels_equal_onnx(reference, weights):
+def test_four_channels_equal_onnx(reference, weights, assert_close, make_image):
     variant = "fcn8s"
     rng, filters = np.random.default_rng(2), int(64 * WIDTH)
     kernel = rng.normal(0, 0.2, (filters, 4, 3, 3)).astype(np.float32)
@@ -218,7 +203,7 @@ def test_four_channels_equal_onnx(reference, weights):
 
 
 @pytest.mark.parametrize("geometry", ["same", "caffe"])
-def test_channel_without_weights_changes_no_bit(reference, geometry):
+def test_channel_without_weights_changes_no_bit(reference, geometry, make_image):
     """At a width of 2 filters or more: on a CPU, XLA computes a single filter as dot
     products of vectors, whose partial sums depend on the number of channels."""
     nets = {v: reference.network(v, geometry=geometry) for v in VARIANTS}
@@ -247,7 +232,7 @@ def test_channel_without_weights_changes_no_bit(reference, geometry):
 
 
 def test_fcn16s_with_zero_skip_is_fcn32s_upsampled_in_two_stages(
-    reference, weights, ours
+    reference, weights, ours, assert_close, make_image
 ):
     image = make_image((2, 33, 47), np.uint8)
     zero = {
@@ -335,7 +320,7 @@ def initial(model, *path):
 
 
 @pytest.fixture(scope="module")
-def small(reference, weights):
+def small(reference, weights, make_image):
     """A thin FCN-8s with random parameters, an image for it, and its logits."""
     model = FCN(num_classes=CLASSES, width=WIDTH)
     head = reference.head_params(weights, "fcn8s")
@@ -392,7 +377,7 @@ def test_scores_start_at_zero_and_give_zero_logits(small):
 # Behaviour.
 
 
-def test_mean_is_subtracted_from_the_image(small):
+def test_mean_is_subtracted_from_the_image(small, assert_close):
     without = jax.jit(small.model.clone(mean=(0.0, 0.0, 0.0)).apply)
     mean, variables = np.array(MEAN_RGB), {"params": small.params}
     assert_close(small.logits, np.asarray(without(variables, small.image - mean)), 1e-5)
@@ -439,7 +424,7 @@ def test_dropout_zeroes_single_elements_after_fc6_and_fc7_and_scales_the_others(
     assert len(np.unique(kept.reshape(16, 256), axis=1).T) > 200
 
 
-def test_bfloat16_gives_float32_logits_close_to_those_of_float32(small):
+def test_bfloat16_gives_float32_logits_close_to_those_of_float32(small, assert_close):
     half = small.model.clone(dtype=jnp.bfloat16)
     logits = jax.jit(half.apply)({"params": small.params}, small.image)
     assert logits.dtype == jnp.float32
@@ -460,7 +445,7 @@ def test_bfloat16_body_computes_in_bfloat16():
 # Memory.
 
 
-def test_remat_changes_the_memory_of_a_gradient_and_nothing_else(reference):
+def test_remat_changes_the_memory_of_a_gradient_and_nothing_else(reference, make_image):
     net = reference.network("fcn8s")
     image = make_image((1, 96, 96), np.float32)
 

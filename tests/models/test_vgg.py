@@ -8,21 +8,6 @@ import pytest
 from fcn_jax.models.vgg import VGG16
 
 
-def assert_close(actual, expected, tolerance=1e-4):
-    """The largest difference is at most ``tolerance`` of the largest number."""
-    assert actual.shape == expected.shape
-    largest = np.abs(expected).max()
-    assert largest > 0
-    assert (
-        np.abs(np.asarray(actual, np.float64) - expected).max() <= tolerance * largest
-    )
-
-
-def make_image(shape, dtype, seed=0):
-    image = np.random.default_rng(seed).uniform(0, 255, (*shape, 3))
-    return image.astype(dtype)
-
-
 def dense(weights, features):
     """The scores of the dense layers, rows in H, W, C order, for one 7x7 map."""
     y = features.reshape(1, -1)
@@ -55,7 +40,7 @@ def classifier(reference):
     ],
 )
 def test_vgg16_scores_each_7x7_window_of_pool5_as_the_dense_classifier(
-    classifier, size, padding, sides
+    classifier, size, padding, sides, assert_close, make_image
 ):
     weights, params = classifier
     model = VGG16(num_classes=1000, width=1 / 32, fc6_padding=padding)

@@ -10,6 +10,7 @@ from typing import Any
 
 from flax import struct
 
+from fcn_jax.data.labels import names_of
 from fcn_jax.models.fcn import FCN
 
 Size = tuple[int, int] | tuple[()]
@@ -65,9 +66,7 @@ class Network:
                     f"{field} has {len(values)} entries for {classes} classes; pass "
                     "one for each class, or ()"
                 )
-        for name in names:
-            if not isinstance(name, str):
-                raise ValueError(f"class_names has {name!r}, want a string")
+        _check_strings("class_names", names)
         for color in palette:
             if len(color) != 3 or not all(_is_int(c, 0, 255) for c in color):
                 raise ValueError(f"palette has {color!r}, want (red, green, blue)")
@@ -82,8 +81,7 @@ class Network:
     @property
     def names(self) -> tuple[str, ...]:
         """The class names, or "class 0", "class 1", ... where there are none."""
-        numbered = (f"class {i}" for i in range(self.model.num_classes))
-        return self.class_names or tuple(numbered)
+        return names_of(self.class_names, self.model.num_classes)
 
 
 @struct.dataclass
@@ -150,14 +148,18 @@ def _check_channels(channels: tuple, shown: tuple, count: int) -> None:
             f"channels has {len(channels)} entries for {count} input channels; pass a "
             "name for each, or ()"
         )
-    for name in channels:
-        if not isinstance(name, str):
-            raise ValueError(f"channels has {name!r}, want a string")
+    _check_strings("channels", channels)
     if len(shown) != 3 or not all(_is_int(i, 0, count - 1) for i in shown):
         raise ValueError(
             f"shown = {shown!r} must be three input channels from 0 to {count - 1}, "
             "for red, green and blue"
         )
+
+
+def _check_strings(field: str, values: tuple) -> None:
+    for value in values:
+        if not isinstance(value, str):
+            raise ValueError(f"{field} has {value!r}, want a string")
 
 
 def _is_int(value: Any, low: int, high: float = float("inf")) -> bool:

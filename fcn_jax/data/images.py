@@ -144,10 +144,15 @@ def _read_npy_label(path: Path, where: str) -> np.ndarray:
     return np.array(label, np.int32)
 
 
-def image_suffixes() -> set[str]:
-    """Return the file name suffixes that Pillow reads, such as ".jpg"."""
+def image_suffixes(*, arrays: bool = False) -> set[str]:
+    """Return the file name suffixes that Pillow reads, such as ".jpg".
+
+    Args:
+        arrays: whether ".npy" is one of them.
+    """
     suffixes = Image.registered_extensions()
-    return {suffix for suffix, kind in suffixes.items() if kind in Image.OPEN}
+    found = {suffix for suffix, kind in suffixes.items() if kind in Image.OPEN}
+    return found | {".npy"} if arrays else found
 
 
 def decode(file: str | Path | BinaryIO, name: str, upright: bool) -> Image.Image:

@@ -11,6 +11,11 @@ VOID = 255  # In every label that a source gives.
 _VALUES = 2**16  # A mask has at most 16 bits.
 
 
+def names_of(class_names: Sequence[str], num_classes: int) -> tuple[str, ...]:
+    """Return the class names, or "class 0", "class 1", ... if there are none."""
+    return tuple(class_names) or tuple(f"class {i}" for i in range(num_classes))
+
+
 def check_num_classes(num_classes: int) -> None:
     """Raise ValueError if there are more classes than labels beside `VOID`."""
     if num_classes > VOID:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from fcn_jax.data.channels import read_channels
 from fcn_jax.data.colors import ClassColors, Color
 from fcn_jax.data.images import image_suffixes, read_image, read_label
 from fcn_jax.data.labels import VOID, LabelValueError, check_classes, to_classes
@@ -62,8 +63,9 @@ class FolderSource:
             files are left out. "" takes all images.
         label_suffix: likewise for masks.
         extra_images: folders of further channels, or "folder/*suffix".
-        in_channels: number of channels. Unless it is 3 and there are no
-            ``extra_images``, `fcn_jax.data.channels.read_channels` reads the images.
+        in_channels: number of channels, which `fcn_jax.data.channels.read_channels`
+            reads. Unless it is 3 and there are no ``extra_images``, ``.npy`` files
+            count as images too.
         palette: the RGB colour of each class, for masks of colours. Masks of indices
             count by index and need none.
         void_colors: RGB colours of void pixels in masks of colours.
@@ -113,7 +115,7 @@ class FolderSource:
         if not root.is_dir():
             raise ValueError(f"root: {root} is not a folder")
         self._in_channels = in_channels
-        self._is_rgb = in_channels == 3 and not extra_images
+        is_rgb = in_channels == 3 and not extra_images
         self._resize_labels = resize_labels
         self._to_classes = functools.partial(
             to_classes,
@@ -138,7 +140,7 @@ class FolderSource:
             root,
             images=images.replace("{split}", split),
             labels=labels.replace("{split}", split),
-            image_kinds=image_suffixes() | (set() if self._is_rgb else {".npy"}),
+            image_kinds=image_suffixes(arrays=not is_rgb),
             list_file=list_file,
             **suffixes,
             extra_images=[extra.replace("{split}", split) for extra in extra_images],
@@ -156,7 +158,7 @@ class FolderSource:
     def __getitem__(self, i: int) -> dict:
         name, image_files, label_file = self.pairs[i]
         faults: list[ValueError] = []
-        image = _attempt(faults, self._read_image, image_files)
+        image = _attempt(faults, read_channels, image_files, channels=self._in_channels)
         mask = _attempt(faults, read_label, label_file, colors=self._has_palette)
         if mask is not None:
             label = _attempt(faults, self._classes, mask, label_file)
@@ -168,13 +170,6 @@ class FolderSource:
         if label.shape != image.shape[:2]:
             label = resize_label(label, image.shape[:2])
         return {"image": image, "label": label, "name": name}
-
-    def _read_image(self, files: Sequence[Path]) -> np.ndarray:
-        if self._is_rgb:
-            return read_image(files[0])
-        from fcn_jax.data.channels import read_channels
-
-        return read_channels(files, channels=self._in_channels)
 
     def _classes(self, mask: np.ndarray, file: Path) -> np.ndarray:
         """Return the label [H, W] of a mask of values or colours."""

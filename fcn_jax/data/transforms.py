@@ -60,6 +60,17 @@ def resize_image(
     return np.dstack([resized(channel) for channel in _channels(image)])
 
 
+def resize_label(
+    label: np.ndarray, size: tuple[int, int], part: tuple[slice, slice] = _ALL
+) -> np.ndarray:
+    """Resize a label [H, W] as `resize` does: each pixel takes the nearest value."""
+    rows, columns = (
+        _nearest(old, new)[kept]
+        for old, new, kept in zip(label.shape, _checked(size), part, strict=True)
+    )
+    return label.take(rows, 0).take(columns, 1)
+
+
 def random_rotation(
     example: dict, rng: np.random.Generator, degrees: float, mean: Sequence[float]
 ) -> dict:
@@ -94,17 +105,6 @@ def random_rotation(
     if image.dtype == np.uint8:
         rotated = [np.rint(channel).astype(np.uint8) for channel in rotated]
     return example | {"image": np.dstack(rotated), "label": label}
-
-
-def resize_label(
-    label: np.ndarray, size: tuple[int, int], part: tuple[slice, slice] = _ALL
-) -> np.ndarray:
-    """Resize a label [H, W] as `resize` does: each pixel takes the nearest value."""
-    rows, columns = (
-        _nearest(old, new)[kept]
-        for old, new, kept in zip(label.shape, _checked(size), part, strict=True)
-    )
-    return label.take(rows, 0).take(columns, 1)
 
 
 def random_scale(
@@ -215,10 +215,8 @@ def _window(
 ) -> dict:
     """Cut out a window whose corner may lie outside the example."""
     height, width = size
-    row = np.tile(_fill(mean, example["image"]), width)
-    image = np.tile(row, (height, 1)).reshape(
-        height, width, -1
-    )  # Faster than by pixel.
+    row = np.tile(_fill(mean, example["image"]), width)  # Faster than by pixel.
+    image = np.tile(row, (height, 1)).reshape(height, width, -1)
     label = np.full((height, width), VOID, np.int32)
     source = np.s_[max(top, 0) : top + height, max(left, 0) : left + width]
     seen = example["label"][source]

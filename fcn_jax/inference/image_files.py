@@ -124,9 +124,9 @@ def predict_files(
 
 
 def _is_image(path: Path, arrays: bool) -> bool:
-    suffixes = image_suffixes() | ({".npy"} if arrays else set())
-    hidden = path.name.startswith(".")
-    return not hidden and path.suffix.lower() in suffixes and path.is_file()
+    if path.name.startswith(".") or not path.is_file():
+        return False
+    return path.suffix.lower() in image_suffixes(arrays=arrays)
 
 
 def _with_further(

@@ -1,12 +1,12 @@
 """The check-data command: survey the splits that a config names, before a run."""
 
 from collections import Counter
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from fcn_jax.data.labels import names_of
 from fcn_jax.data.loader import train_batches
 from fcn_jax.data.shorten import shorten
 from fcn_jax.data.survey import BALANCES, Survey, class_weights, survey_table
@@ -52,7 +52,7 @@ def check_data(
     faults = Faults(problems + faults.problems, faults.overlaps, faults.warnings)
     names = config.class_names()
     if len(names) != config.data.num_classes:
-        names = replace(config, data=replace(config.data, class_names=())).class_names()
+        names = names_of((), config.data.num_classes)
     if surveys:
         print(survey_table(surveys, names))
         _print_list("Most void", _most_void(surveys))

@@ -14,7 +14,7 @@ from typing import Any
 import jax.numpy as jnp
 from flax.traverse_util import unflatten_dict
 
-from fcn_jax.data.labels import VOID
+from fcn_jax.data.labels import VOID, names_of
 from fcn_jax.data.shapes import ShapesSource
 from fcn_jax.data.sources import FolderSource
 from fcn_jax.data.survey import BALANCES
@@ -249,8 +249,7 @@ class Config:
 
     def class_names(self) -> tuple[str, ...]:
         """Return the class names, "class 0", "class 1", ... if the config has none."""
-        numbered = (f"class {i}" for i in range(self.data.num_classes))
-        return self.data.class_names or tuple(numbered)
+        return names_of(self.data.class_names, self.data.num_classes)
 
 
 def check(config: Config) -> None:

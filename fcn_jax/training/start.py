@@ -80,7 +80,6 @@ def start_or_resume(
     config = _balanced(_normalized(config, weights, survey), survey)
     params = init_params(make_model(config), random_key(config, "params"), given)
     if is_main():
-        workdir.mkdir(parents=True, exist_ok=True)
         save_config(workdir / CONFIG_FILE, config)
     return config, first_state(params), bool(given.get("head"))
 

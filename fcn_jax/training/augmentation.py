@@ -10,7 +10,7 @@ from typing import Any
 import cloudpickle
 import numpy as np
 
-from fcn_jax.data.labels import to_classes
+from fcn_jax.data.labels import check_classes
 from fcn_jax.data.transforms import augment
 from fcn_jax.training.config import Config, fields, make_model
 
@@ -124,7 +124,8 @@ def _apply_checked(
         )
     if new.dtype != np.uint8 and not np.isfinite(new).all():
         raise ValueError(f"{where} has an image with NaN or infinity")
-    label = to_classes(label.astype(np.int32), where, num_classes=num_classes)
+    label = label.astype(np.int32)
+    check_classes(label, where, num_classes=num_classes)
     return example | {"image": new, "label": label}
 
 

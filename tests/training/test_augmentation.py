@@ -202,3 +202,12 @@ def test_result_with_nan_is_refused():
         augment = training_augment(config, lambda e, _: e | {"image": image / 0})
         with np.errstate(invalid="ignore"):
             augment(example, rng())
+
+
+def test_void_of_two_classes_passes_an_own_transform():
+    config = Config(data=Data(num_classes=2, flip=False))
+    label = np.where(EXAMPLE["label"] == 255, 255, 0).astype(np.int32)
+    assert set(np.unique(label)) == {0, 255}  # As in a mask of black and white.
+    augment = training_augment(config, lambda example, generator: example)
+    found = augment(EXAMPLE | {"label": label}, rng())
+    np.testing.assert_array_equal(found["label"], label)

@@ -25,7 +25,7 @@ def train_and_report(
         FloatingPointError: as `train` does, with the fields that may help.
     """
     absl.logging.use_absl_handler()  # Shows the messages of level INFO.
-    absl.logging.set_verbosity(absl.logging.WARNING)  # Orbax logs every detail.
+    absl.logging.set_verbosity(absl.logging.WARNING)  # grain logs every detail.
     logging.getLogger("fcn_jax").setLevel(logging.INFO)
     try:
         figures = train(config, workdir, allow_changes=allow_changes)

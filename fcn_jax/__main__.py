@@ -25,6 +25,7 @@ from fcn_jax.training.command import train_and_report
 from fcn_jax.training.config import CONFIG_FILE, Config, load_config, make_source
 from fcn_jax.training.overrides import config_help, read_config, split_overrides
 from fcn_jax.training.recipes import voc_data
+from fcn_jax.training.verify import verdict_table, verify_run
 from fcn_jax.visualize import save_labels
 from fcn_jax.weights.describe import describe
 from fcn_jax.weights.load import check_fit, load, read_file, save
@@ -134,7 +135,8 @@ def _add_network_commands(add_command: Callable) -> None:
     add("--out", type=Path, required=True, metavar="FILE.npz")
     add("--output", choices=OUTPUTS, default="labels", help="default: labels")
 
-    add = add_command("inspect", _inspect, "describe a weight file")
+    about = "describe a weight file, or verify all files of a run"
+    add = add_command("inspect", _inspect, about)
     add("file", metavar="FILE", help=_WEIGHTS)
 
     convert = "convert a weight file of any kind to safetensors"
@@ -282,10 +284,23 @@ def _export(args: argparse.Namespace) -> int:
 
 
 def _inspect(args: argparse.Namespace) -> int:
+    if Path(args.file).is_dir():
+        return _inspect_run(Path(args.file))
     file = read_file(args.file)
     print(describe(args.file, file))
     check_fit(args.file, file)
     return 0
+
+
+def _inspect_run(workdir: Path) -> int:
+    verdicts = verify_run(workdir)
+    print(verdict_table(verdicts))
+    if all(verdict.is_whole for verdict in verdicts):
+        return 0
+    raise ValueError(
+        f"{workdir} is not whole: the command that trained it goes on from the last "
+        "whole checkpoint, and writes what it can anew"
+    )
 
 
 def _convert(args: argparse.Namespace) -> int:

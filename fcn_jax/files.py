@@ -59,6 +59,17 @@ def writing(path: str | Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def reading(path: str | Path) -> Iterator[None]:
+    """Let an OSError of the body name the file, which those of `read` do not."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or error.filename is not None:
+            raise
+        raise OSError(f"cannot read {path}: {error.strerror}") from error
+
+
+@contextlib.contextmanager
 def owning(folder: Path) -> Iterator[Callable[[], None]]:
     """Hold a folder so that no other process can, until this context or process ends.
 

@@ -129,7 +129,7 @@ def train(model, mode, out, workdir=None, save_at=0, steps=STEPS, accumulate=1):
         stop = preempted(step)
         if (stop or step == save_at) and is_main():
             one = parallel.one_copy(state)
-            checkpoints.save(one, config={}, best=None, progress={})
+            checkpoints.save(one, config={}, best=None, progress={}, log="")
         if stop:
             print(f"stopped at {step}")
             break

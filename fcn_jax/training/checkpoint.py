@@ -3,16 +3,17 @@
 import json
 import logging
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
+from fcn_jax.files import reading
 from fcn_jax.training.steps import TrainState
 from fcn_jax.weights import tensors
 
+FOLDER = "checkpoints"  # In a run directory.
 _FORMAT, _VERSION = "fcn_jax checkpoint", "1"
 
 _log = logging.getLogger("fcn_jax")
@@ -26,12 +27,14 @@ class Checkpoint(NamedTuple):
         config: the config of the run, as JSON has it.
         best: the figures of the best network so far, with its "step", or None.
         progress: what `Meter.progress` returns.
+        log: the digest of ``log.jsonl`` up to here.
     """
 
     arrays: dict[str, np.ndarray]
     config: dict[str, Any]
     best: dict[str, Any] | None
     progress: dict[str, Any]
+    log: str
 
     @property
     def step(self) -> int:
@@ -120,38 +123,29 @@ class Checkpoints:
             OSError: if it cannot be read.
         """
         path = self.path(step)
-        path.open("rb").close()  # safetensors would take any OSError for damage.
-        arrays, metadata = tensors.read(path)
-        written = metadata.get("format"), metadata.get("version")
-        if written != (_FORMAT, _VERSION):
-            raise ValueError(f"{path} is damaged or of another version: {written}")
-        tensors.check_digest(path, metadata)
+        with reading(path):
+            arrays, metadata = tensors.read(path)
+            written = metadata.get("format"), metadata.get("version")
+            if written != (_FORMAT, _VERSION):
+                raise ValueError(f"{path} is damaged or of another version: {written}")
+            tensors.check_digest(path, metadata)
         fields = Checkpoint._fields[1:]
         return Checkpoint(arrays, *(json.loads(metadata[name]) for name in fields))
 
-    def save(
-        self,
-        state: TrainState,
-        *,
-        config: Mapping[str, Any],
-        best: Mapping[str, Any] | None,
-        progress: Mapping[str, Any],
-    ) -> None:
+    def save(self, state: TrainState, **fields: Any) -> None:
         """Write a checkpoint whole or not at all, then remove those not kept.
 
         Args:
             state: the state, on one device.
-            config: as in `Checkpoint`.
-            best: as in `Checkpoint`.
-            progress: as in `Checkpoint`.
+            fields: the other attributes of `Checkpoint`.
 
         Raises:
             WriteError: if it cannot be written. Earlier checkpoints are kept.
         """
         arrays = {name: np.asarray(leaf) for name, leaf in _named(state).items()}
         step = int(arrays["step"])
-        fields = {"config": config, "best": best, "progress": progress}
-        metadata = {name: json.dumps(value) for name, value in fields.items()}
+        best = fields["best"]
+        metadata = {name: json.dumps(fields[name]) for name in Checkpoint._fields[1:]}
         metadata = {"format": _FORMAT, "version": _VERSION, **metadata}
         tensors.write(self.path(step), arrays, metadata)
         steps = self.steps()

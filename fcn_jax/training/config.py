@@ -20,7 +20,7 @@ from fcn_jax.data.shapes import ShapesSource
 from fcn_jax.data.sources import FolderSource
 from fcn_jax.data.survey import BALANCES
 from fcn_jax.data.tfds_source import TfdsSource
-from fcn_jax.files import write_json
+from fcn_jax.files import reading, write_json
 from fcn_jax.models.fcn import FCN
 from fcn_jax.models.vgg import VGG_MEAN_RGB
 from fcn_jax.network import Network
@@ -565,7 +565,8 @@ def load_config(path: Path) -> Config:
             else.
     """
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        with reading(path):
+            values = json.loads(path.read_text(encoding="utf-8"))
         digest = values.pop(_DIGEST, None)  # Older files lack it.
         if digest not in (None, _digest(values)):
             raise ValueError("it is damaged, or was edited after it was written")

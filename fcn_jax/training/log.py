@@ -1,6 +1,7 @@
 """The log of a run: JSON lines, TensorBoard events and a progress bar."""
 
 import collections
+import hashlib
 import json
 import logging
 import math
@@ -16,7 +17,7 @@ import numpy as np
 import optax
 from tqdm import tqdm
 
-from fcn_jax.files import replacing, writing
+from fcn_jax.files import reading, replacing, writing
 from fcn_jax.training.events import Events
 
 # Steps between taking metrics and reading them. Reading at once would make the host
@@ -66,6 +67,11 @@ class Log:
         """Log a picture, [H, W, 3] uint8 RGB, to TensorBoard."""
         if not self._silent:
             self._events.image(step, name, image)
+
+    @property
+    def digest(self) -> str:
+        """The SHA-256 of ``log.jsonl``."""
+        return digest_of(read_log(self.path))
 
     def close(self) -> None:
         """Close both files."""
@@ -233,17 +239,19 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     The last line is left out if an interruption cut it short, and a damaged line with
     a warning.
     """
-    if not path.exists():
-        return []
-    *lines, _ = path.read_bytes().split(b"\n")
-    records = []
-    for number, line in enumerate(lines, start=1):
-        record = _record(line)
-        if record is None:
-            _log.warning("%s: line %d is damaged and left out", path, number)
-        else:
-            records.append(record)
+    records, damaged = parse_log(path) if path.exists() else ([], [])
+    for number in damaged:
+        _log.warning("%s: line %d is damaged and left out", path, number)
     return records
+
+
+def parse_log(path: Path) -> tuple[list[dict[str, Any]], list[int]]:
+    """Return the records of a ``log.jsonl`` and the numbers of its damaged lines."""
+    with reading(path):
+        *lines, _ = path.read_bytes().split(b"\n")
+    found = list(map(_record, lines))
+    damaged = [i for i, record in enumerate(found, start=1) if record is None]
+    return [record for record in found if record is not None], damaged
 
 
 def _record(line: bytes) -> dict[str, Any] | None:
@@ -268,5 +276,25 @@ def _is_number(value: Any) -> bool:
 def write_records(path: Path, records: Sequence[dict[str, Any]]) -> None:
     """Write a ``log.jsonl``, whole or not at all."""
     with replacing(path, durable=True) as unfinished:
-        lines = "".join(json.dumps(r) + "\n" for r in records)
-        unfinished.write_text(lines, encoding="utf-8")
+        unfinished.write_bytes(_lines(records))
+
+
+def records_at(records: Sequence[dict[str, Any]], step: int) -> list[dict[str, Any]]:
+    """Return what a log held when the checkpoint of a step was saved.
+
+    Changes of the config after that step, which have its number, came later.
+    """
+    return [
+        r
+        for r in records
+        if r["step"] < step or r["step"] == step and "changes" not in r
+    ]
+
+
+def digest_of(records: Sequence[dict[str, Any]]) -> str:
+    """Return the SHA-256 of a ``log.jsonl`` with these records."""
+    return hashlib.sha256(_lines(records)).hexdigest()
+
+
+def _lines(records: Sequence[dict[str, Any]]) -> bytes:
+    return "".join(json.dumps(record) + "\n" for record in records).encode()

@@ -30,11 +30,10 @@ from fcn_jax.processes import (
     wait_for_all,
 )
 from fcn_jax.training.augmentation import Transform, own_transform, training_augment
-from fcn_jax.training.checkpoint import Checkpoints
+from fcn_jax.training.checkpoint import FOLDER, Checkpoints
 from fcn_jax.training.config import (
     Config,
     check,
-    config_of,
     fields,
     make_model,
     make_network,
@@ -93,13 +92,13 @@ def train(
         ValueError: if the config, the data or the weights cannot be used, or the
             directory holds a run with other settings, no checkpoint that is whole, or
             is in use by another process.
-        OSError: if a file cannot be read or written, other than a picture. What was
-            there before is kept, and the run can be resumed.
+        OSError: if a file cannot be read or written, other than a picture, or a reading
+            process is killed. What was there before is kept, and the same call resumes.
         FloatingPointError: if the loss or the gradient is no longer finite.
         KeyboardInterrupt: on SIGINT or SIGTERM, after the current step is saved.
     """
     workdir, checked = Path(workdir), config
-    if any((workdir / "checkpoints").glob("*.safetensors")):  # The weights may be gone.
+    if any((workdir / FOLDER).glob("*.safetensors")):  # The weights may be gone.
         checked = dataclasses.replace(config, init_from="")
     check(checked)
     transform = own_transform(config, transform)
@@ -112,7 +111,7 @@ def train(
         )
     with contextlib.ExitStack() as stack:
         assert_there = stack.enter_context(_owning(workdir))
-        folder = workdir / "checkpoints"
+        folder = workdir / FOLDER
         checkpoints = Checkpoints(folder, keep=config.keep_checkpoints)
         saved = checkpoints.newest()
         assert_same_run(config, saved and saved.step)
@@ -121,13 +120,7 @@ def train(
             _prepare(config, train_source, eval_source)
             best, progress = None, None
         else:
-            config = resume(
-                config,
-                config_of(saved.config),
-                workdir,
-                step=saved.step,
-                allow_changes=allow_changes,
-            )
+            config = resume(config, workdir, saved, allow_changes=allow_changes)
             best, progress = saved.best, saved.progress
             if is_main():
                 best = restore_best(workdir, checkpoints, saved, config)
@@ -175,6 +168,7 @@ def train(
                         config=dataclasses.asdict(config),
                         best=validate.best,
                         progress=meter.progress,
+                        log=log.digest,
                     )
                 if not due:
                     raise KeyboardInterrupt(
@@ -198,7 +192,7 @@ def _owning(workdir: Path) -> Iterator[Callable[[], None]]:
         return
     with owning(workdir) as assert_there:
         remove_leftovers(workdir)
-        remove_leftovers(workdir / "checkpoints")
+        remove_leftovers(workdir / FOLDER)
         yield assert_there
 
 
@@ -301,11 +295,24 @@ def _run_steps(
     ahead = prefetch_to_device(batches, put=parallel.put_batch)
     for step in range(int(state.step) + 1, config.steps + 1):
         asked = time.perf_counter()
-        batch = next(ahead)
+        batch = _next(ahead)
         got, shape = time.perf_counter(), batch["image"].shape
         state, metrics = train_step(state, batch, key)
         meter.add(step, metrics, shape=shape, asked=asked, got=got)
         yield state
+
+
+def _next(batches: Iterator[Any]) -> Any:
+    """Return the next batch; raise ChildProcessError if a reading process is dead."""
+    try:
+        return next(batches)
+    except RuntimeError as error:
+        if "Worker process" not in str(error):  # As grain's message begins.
+            raise
+        raise ChildProcessError(
+            "a reading process was killed, perhaps for lack of memory: fewer "
+            "config.data.workers take less; the same command resumes the run"
+        ) from error
 
 
 @contextlib.contextmanager
@@ -353,6 +360,7 @@ def _stop_signal() -> Iterator[list[int]]:
     def note(number: int, frame: Any) -> None:
         stop.append(number)
         signal.signal(number, before[number])
+        _log.warning("stopping after this step; a second signal stops at once")
 
     # Several processes must stop after the same step: `preempted` handles that.
     alone = jax.process_count() == 1

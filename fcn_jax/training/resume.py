@@ -7,16 +7,24 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fcn_jax.processes import assert_equal_across_processes, is_main
+from fcn_jax.training.checkpoint import Checkpoint
 from fcn_jax.training.config import (
     CONFIG_FILE,
     Config,
     as_tuple,
+    config_of,
     flat,
     load_config,
     save_config,
     with_normalization,
 )
-from fcn_jax.training.log import LOG_FILE, read_log, write_records
+from fcn_jax.training.log import (
+    LOG_FILE,
+    digest_of,
+    read_log,
+    records_at,
+    write_records,
+)
 from fcn_jax.weights.load import RUN_FILE
 
 # Fields that a run does not learn from. A new value is taken.
@@ -77,12 +85,7 @@ class Change(NamedTuple):
 
 
 def resume(
-    config: Config,
-    before: Config,
-    workdir: Path,
-    *,
-    step: int,
-    allow_changes: bool = False,
+    config: Config, workdir: Path, saved: Checkpoint, *, allow_changes: bool = False
 ) -> Config:
     """Compare a config with that of a run, and record what differs.
 
@@ -90,9 +93,8 @@ def resume(
 
     Args:
         config: the config to resume with; ``steps`` is the length of the whole run.
-        before: the config of the run so far.
         workdir: directory of the run.
-        step: number of steps that the run has taken.
+        saved: the checkpoint to resume from, with the config of the run so far.
         allow_changes: whether fields that alter the run may differ.
 
     Returns:
@@ -102,6 +104,7 @@ def resume(
         ValueError: if fields differ that must not; it lists them.
         WriteError: if they cannot be recorded.
     """
+    before, step = config_of(saved.config), saved.step
     config = _with_computed(config, before)
     changes = _changes(before, config)
     if fixed := [change for change in changes if change.field in FIXED]:
@@ -122,7 +125,7 @@ def resume(
             f"allow changes (--allow_changes) to {way} after step {step}"
         )
     if is_main():
-        _record(changes, config, workdir, step)
+        _record(changes, config, workdir, saved)
     return config
 
 
@@ -149,13 +152,22 @@ def assert_new_run(config: Config, workdir: Path) -> None:
         )
 
 
-def _record(changes: list[Change], config: Config, workdir: Path, step: int) -> None:
+def _record(
+    changes: list[Change], config: Config, workdir: Path, saved: Checkpoint
+) -> None:
+    step = saved.step
     for change in changes:
         _log.info("after step %d: %s", step, change)
     log, file = workdir / LOG_FILE, workdir / CONFIG_FILE
-    records = [r for r in read_log(log) if r["step"] <= step]
-    # Those of an earlier attempt to go on after this step.
-    kept = [r for r in records if r["step"] < step or "changes" not in r]
+    records = read_log(log)
+    kept = records_at(records, step)
+    if digest_of(kept) != saved.log:
+        _log.warning(
+            "%s was damaged or edited: not all its numbers up to step %d are those of "
+            "the run",
+            log,
+            step,
+        )
     if changes:
         kept.append(
             {"step": step, "changes": {c.field: [c.old, c.new] for c in changes}}

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from fcn_jax.files import reading
 from fcn_jax.models.fcn import fields_of
 from fcn_jax.models.vgg import VGG16
 from fcn_jax.network import Network, VGG16Weights, as_network
@@ -115,7 +116,8 @@ def read_file(path: str | Path) -> WeightFile:
             f"{file} is not there: the run has not been evaluated yet, or {path} is "
             "not a run directory"
         )
-    return _reader(file)(file)
+    with reading(file):
+        return _reader(file)(file)
 
 
 def check_fit(path: str | Path, file: WeightFile) -> Network | VGG16Weights:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from fcn_jax.files import reading
 from fcn_jax.models.fcn import FCN, fields_of
 from fcn_jax.network import Network
 from fcn_jax.weights import tensors
@@ -77,9 +78,9 @@ def read_metrics(path: str | Path) -> dict[str, Any] | None:
         ValueError: if the file is damaged, or `write` did not write it.
         OSError: if it cannot be read.
     """
-    Path(path).open("rb").close()  # safetensors would take any OSError for damage.
-    _, metadata = tensors.read(path)
-    tensors.check_digest(path, metadata)
+    with reading(path):
+        _, metadata = tensors.read(path)
+        tensors.check_digest(path, metadata)
     return json.loads(metadata.get("metrics", "null"))
 
 

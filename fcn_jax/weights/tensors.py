@@ -57,7 +57,9 @@ def read(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
 
     Raises:
         ValueError: if the file is damaged, or holds a type that numpy lacks.
+        OSError: if it cannot be opened.
     """
+    open(path, "rb").close()  # safetensors would take any OSError for damage.
     try:
         with safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}

@@ -27,6 +27,7 @@ def save(checkpoints, step, best=1):
         config={"steps": 9},
         best=best and {"step": best, "mean_iu": 0.5},
         progress={"steps": step},
+        log="a digest",
     )
 
 
@@ -56,7 +57,7 @@ def test_newest_checkpoint_gives_all_that_was_saved(tmp_path):
     found = checkpoints.newest()
     assert (found.step, found.config) == (10, {"steps": 9})
     assert found.best == {"step": 1, "mean_iu": 0.5}
-    assert found.progress == {"steps": 10}
+    assert (found.progress, found.log) == ({"steps": 10}, "a digest")
     restored = found.state(jax.eval_shape(lambda: state_at(0)))
     expected = state_at(10)
     assert jax.tree.structure(restored) == jax.tree.structure(expected)

@@ -248,6 +248,15 @@ def test_best_network_that_is_lost_with_its_checkpoint_is_replaced_by_the_next(
     assert figures["step"] == 6 and fcn_jax.load(run)
 
 
+def test_edited_log_is_a_warning(whole_run, run, thin_config, caplog):
+    loop.train(thin_config(), run)
+    assert caplog.text == ""
+    log = (run / "log.jsonl").read_text()
+    (run / "log.jsonl").write_text(log.replace('"loss": 1', '"loss": 2', 1))
+    assert loop.train(thin_config(), run) == whole_run[1]
+    assert "log.jsonl was damaged or edited: not all its numbers" in caplog.text
+
+
 def test_change_that_is_taken_back_leaves_no_trace(whole_run, run, thin_config):
     loop.train(thin_config(eval_every=3), run)
     assert "changes" in read_log(run / "log.jsonl")[-1]

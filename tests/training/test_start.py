@@ -21,7 +21,7 @@ def start(tmp_path):
         checkpoints = Checkpoints(tmp_path / "run" / "checkpoints", keep=1)
         saved, tx = checkpoints.newest(), optax.adam(1e-3)
         found = start_or_resume(config, tmp_path / "run", saved, tx, source)
-        checkpoints.save(found[1], config={}, best=None, progress={})
+        checkpoints.save(found[1], config={}, best=None, progress={}, log="")
         return found
 
     return run

@@ -116,8 +116,9 @@ def owning(folder: Path) -> Iterator[Callable[[], None]]:
 def _read(path: Path) -> str:
     """Return the text of a file, "" if there is none."""
     try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError):
+        with reading(path):
+            return path.read_text(encoding="utf-8")
+    except (FileNotFoundError, NotADirectoryError, UnicodeDecodeError):
         return ""
 
 

@@ -2,7 +2,9 @@
 
 import json
 import logging
+import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -97,7 +99,7 @@ class Checkpoints:
                 "\n".join(problems) + "\nNo checkpoint is whole: restore one from a "
                 "copy, or choose another workdir for a new run"
             )
-        if any(path.name.isdecimal() for path in self._directory.glob("*")):
+        if any(name.isdecimal() for name in self._names()):
             raise ValueError(
                 f"{self._directory} holds checkpoints of an older version of fcn_jax: "
                 "finish the run with that version, or start a new one from its network "
@@ -107,8 +109,7 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """Return the steps of all checkpoints in order, without reading them."""
-        names = (path.name for path in self._directory.glob("*.safetensors"))
-        matches = (re.fullmatch(r"(\d+)\.safetensors", name) for name in names)
+        matches = (re.fullmatch(r"(\d+)\.safetensors", n) for n in self._names())
         return sorted(int(match[1]) for match in matches if match)
 
     def path(self, step: int) -> Path:
@@ -144,15 +145,27 @@ class Checkpoints:
         """
         arrays = {name: np.asarray(leaf) for name, leaf in _named(state).items()}
         step = int(arrays["step"])
-        best = fields["best"]
         metadata = {name: json.dumps(fields[name]) for name in Checkpoint._fields[1:]}
         metadata = {"format": _FORMAT, "version": _VERSION, **metadata}
         tensors.write(self.path(step), arrays, metadata)
+        self.remove_old(step, fields["best"])
+
+    def remove_old(self, step: int, best: Mapping[str, Any] | None) -> None:
+        """Remove the checkpoints that are not kept once that of a step is the newest.
+
+        Later ones are removed, too: the run went back to an older state than theirs.
+        """
         steps = self.steps()
-        # Later steps belong to what the run was before it went back to an older state.
         keep = {*[s for s in steps if s <= step][-self._keep :], best and best["step"]}
         for old in set(steps) - keep:
             self.path(old).unlink(missing_ok=True)
+
+    def _names(self) -> list[str]:
+        # Path.glob would find nothing in a folder that may not be read.
+        try:
+            return os.listdir(self._directory)
+        except FileNotFoundError:
+            return []
 
 
 def _named(state: TrainState) -> dict[str, Any]:

@@ -98,7 +98,8 @@ def train(
         KeyboardInterrupt: on SIGINT or SIGTERM, after the current step is saved.
     """
     workdir, checked = Path(workdir), config
-    if any((workdir / FOLDER).glob("*.safetensors")):  # The weights may be gone.
+    checkpoints = Checkpoints(workdir / FOLDER, keep=config.keep_checkpoints)
+    if checkpoints.steps():  # The weights may be gone.
         checked = dataclasses.replace(config, init_from="")
     check(checked)
     transform = own_transform(config, transform)
@@ -111,8 +112,6 @@ def train(
         )
     with contextlib.ExitStack() as stack:
         assert_there = stack.enter_context(_owning(workdir))
-        folder = workdir / FOLDER
-        checkpoints = Checkpoints(folder, keep=config.keep_checkpoints)
         saved = checkpoints.newest()
         assert_same_run(config, saved and saved.step)
         if saved is None:
@@ -124,6 +123,7 @@ def train(
             best, progress = saved.best, saved.progress
             if is_main():
                 best = restore_best(workdir, checkpoints, saved, config)
+                checkpoints.remove_old(saved.step, best)
             if sum_over_processes([best is None])[0]:  # It may be lost.
                 best = None
             if saved.step == config.steps and best is not None:

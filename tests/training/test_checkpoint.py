@@ -106,6 +106,15 @@ def test_run_with_damaged_checkpoints_alone_is_refused(tmp_path):
         checkpoints.newest()
 
 
+def test_folder_that_cannot_be_listed_is_no_empty_one(tmp_path, monkeypatch):
+    def fail(path):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+
+    monkeypatch.setattr(os, "listdir", fail)
+    with pytest.raises(PermissionError, match=str(tmp_path)):
+        Checkpoints(tmp_path, keep=1).newest()
+
+
 def test_checkpoints_of_an_older_version_are_refused(tmp_path):
     (tmp_path / "40").mkdir()
     with pytest.raises(ValueError, match="older version .*config.init_from"):

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import jax
 import numpy as np
 
 from fcn_jax.evaluation.evaluate import evaluate
@@ -25,7 +26,7 @@ from fcn_jax.training.command import train_and_report
 from fcn_jax.training.config import CONFIG_FILE, Config, load_config, make_source
 from fcn_jax.training.overrides import config_help, read_config, split_overrides
 from fcn_jax.training.recipes import voc_data
-from fcn_jax.training.verify import verdict_table, verify_run
+from fcn_jax.training.verify import assert_same_network, verdict_table, verify_run
 from fcn_jax.visualize import save_labels
 from fcn_jax.weights.describe import describe
 from fcn_jax.weights.load import check_fit, load, read_file, save
@@ -60,10 +61,18 @@ def main(argv: list[str] | None = None) -> int:
         parser.error(f"unrecognized arguments: {' '.join(strange)}")
     try:
         return args.command(args)
-    except (ValueError, FloatingPointError, OSError, KeyboardInterrupt) as error:
+    except KeyboardInterrupt as error:
         reason = str(error) or "interrupted"
-        print(f"fcn_jax {args.name}: {reason}", file=sys.stderr)
-        return 1
+    except MemoryError as error:
+        reason = f"the memory is full: {error}"
+    except (ValueError, FloatingPointError, OSError) as error:
+        reason = str(error)
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        reason = f"the memory of the device is full: {error}"
+    print(f"fcn_jax {args.name}: {reason}", file=sys.stderr)
+    return 1
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -150,6 +159,7 @@ def _network(args: argparse.Namespace) -> tuple[Network, Config | None]:
     if not args.run:
         return load(args.weights), None
     config, net = load_config(args.run / CONFIG_FILE), load(args.run)
+    assert_same_network(args.run, config, net)
     # Runs of older versions keep the size in the config alone.
     return net.replace(size=net.size or config.data.size), config
 

@@ -4,6 +4,7 @@ import shutil
 import pytest
 
 from fcn_jax.__main__ import main
+from fcn_jax.training.config import save_config
 from fcn_jax.training.verify import verify_run
 
 FILES = (
@@ -60,3 +61,16 @@ def test_run_without_an_evaluation_is_whole(run):
 def test_folder_that_is_no_run_is_refused(tmp_path, capsys):
     assert main(["inspect", str(tmp_path)]) == 1
     assert "is not the directory of a run" in capsys.readouterr().out
+
+
+def test_config_of_another_network_is_refused(run, thin_config, capsys):
+    config = thin_config()
+    config.model.mean = (1.0, 2.0, 3.0)
+    save_config(run / "config.json", config)
+    for command in (["evaluate"], ["predict", "x.png", "--out", str(run / "out")]):
+        assert main([*command, "--run", str(run)]) == 1
+        error = capsys.readouterr().err
+        assert (
+            f"{run}/config.json says mean = (1.0, 2.0, 3.0), and {run}/model" in error
+        )
+        assert "use --weights" in error

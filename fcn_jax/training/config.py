@@ -561,7 +561,7 @@ def load_config(path: Path) -> Config:
         ValueError: if the file is missing or holds something else.
     """
     try:
-        values = json.loads(path.read_text())
+        values = json.loads(path.read_text("utf-8"))
         model = values.get("model", {})
         if "mean_rgb" in model:  # Its name in older files.
             model["mean"] = model.pop("mean_rgb")
@@ -570,7 +570,7 @@ def load_config(path: Path) -> Config:
         raise ValueError(
             f"{path} is not there: {path.parent} is not the directory of a run"
         ) from None
-    except (TypeError, ValueError, AttributeError) as error:
+    except (TypeError, ValueError, AttributeError, RecursionError) as error:
         raise ValueError(f"{path} is not a config of this version: {error}") from error
 
 

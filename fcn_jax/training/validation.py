@@ -87,9 +87,9 @@ def read_best(workdir: Path) -> dict[str, Any] | None:
     if not path.exists() or not (workdir / RUN_FILE).exists():
         return None
     try:
-        figures = json.loads(path.read_text())
+        figures = json.loads(path.read_text("utf-8"))
         return figures | {"step": int(figures["step"]), "mean_iu": figures["mean_iu"]}
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
         raise ValueError(
             f"{path} is damaged ({error!r}): delete it, and the next evaluation "
             "writes it anew"

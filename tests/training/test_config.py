@@ -181,7 +181,11 @@ def test_config_survives_its_file(tmp_path):
     assert dataclasses.asdict(loaded)["data"]["size"] == (4, 5)
 
 
-@pytest.mark.parametrize("content", ["{", "[]", '{"batch": 3}', '{"data": {"x": 1}}'])
+@pytest.mark.parametrize(
+    "content",
+    ["{", "[]", '{"batch": 3}', '{"data": {"x": 1}}', "[" * 100_000],
+    ids=lambda content: content[:9],
+)
 def test_other_content_is_no_config(tmp_path, content):
     path = tmp_path / "config.json"
     path.write_text(content)

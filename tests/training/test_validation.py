@@ -64,7 +64,13 @@ def test_run_without_either_file_has_no_best_network(tmp_path, missing):
 
 
 @pytest.mark.parametrize(
-    "content", ["", "{", "[]", "{}", '{"step": 3}', '{"step": "x"}']
+    "content",
+    [
+        *("", "{", "[]", "{}", '{"step": 3}', '{"step": "x"}'),
+        '{"step": 1e999, "mean_iu": 1}',
+        "[" * 100_000,
+    ],
+    ids=lambda content: content[:9],
 )
 def test_damaged_figures_are_refused_with_the_way_out(tmp_path, content):
     (tmp_path / "model.safetensors").touch()

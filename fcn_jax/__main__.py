@@ -1,6 +1,7 @@
 """The command line: python -m fcn_jax COMMAND, see --help."""
 
 import argparse
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -197,7 +198,8 @@ def _evaluate(args: argparse.Namespace) -> int:
             "model.in_channels set"
         )
     net = net.replace(class_names=config.class_names())
-    voc = out / "results" / "VOC2012" / "Segmentation" / f"comp6_{split}_cls"
+    split_name = _file_name(split)
+    voc = out / "results" / "VOC2012" / "Segmentation" / f"comp6_{split_name}_cls"
     found = evaluate(
         net,
         make_source(config, split),
@@ -207,11 +209,11 @@ def _evaluate(args: argparse.Namespace) -> int:
     print(table(found.figures))
     if published := beside_published(str(args.weights), split, found.figures):
         print(published)
-    write_report(out, found, palette=net.palette, suffix=f"_{split}")
-    print(f"Written: {out}/metrics_{split}.json, {out}/results_{split}.png")
+    write_report(out, found, palette=net.palette, suffix=f"_{split_name}")
+    print(f"Written: {out}/metrics_{split_name}.json, {out}/results_{split_name}.png")
     if args.save_confusion:
-        write_confusion(out / f"confusion_{split}.csv", found)
-        print(f"Written: {out}/confusion_{split}.csv")
+        write_confusion(out / f"confusion_{split_name}.csv", found)
+        print(f"Written: {out}/confusion_{split_name}.csv")
     if args.save_predictions:
         print(f"Written: {voc}/")
     return 0
@@ -247,9 +249,18 @@ def _label_saver(folder: Path, palette: Palette) -> Callable[[str, np.ndarray], 
 
     def save(name: str, labels: np.ndarray) -> None:
         # The stem alone: a name such as ../../x must not lead out of the folder.
-        save_labels(folder / f"{Path(name).stem}.png", labels, palette)
+        stem = _file_name(Path(name).stem)
+        save_labels(folder / f"{stem}.png", labels, palette)
 
     return save
+
+
+def _file_name(name: str) -> str:
+    """Replace what the names of files must not have on Windows, such as the colon.
+
+    TFDS has splits such as "train[:100]".
+    """
+    return re.sub(r'[<>:"/\\|?*]', "_", name)
 
 
 def _predict(args: argparse.Namespace) -> int:

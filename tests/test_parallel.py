@@ -156,7 +156,8 @@ def losses(out, ways):
             state, metrics = train_step(state, put, jax.random.key(7))
         name = f"{out}-{loss}-{mode}-{accumulate}"
         write(name, parallel.one_copy(state))
-        Path(f"{name}.json").write_text(json.dumps(jax.tree.map(float, metrics)))
+        figures = json.dumps(jax.tree.map(float, metrics))
+        Path(f"{name}.json").write_text(figures, "utf-8")
 
 
 def padded_batch():
@@ -247,14 +248,14 @@ class Processes:
         self.logs = [folder / f"{i}.txt" for i in range(len(commands))]
         self.running = []
         for command, log in zip(commands, self.logs, strict=True):
-            with log.open("w") as file:
+            with log.open("w", encoding="utf-8") as file:
                 started = subprocess.Popen(
                     command, env=env, cwd=folder, stdout=file, stderr=file
                 )
             self.running.append(started)
 
     def text(self, index=0):
-        return self.logs[index].read_text()
+        return self.logs[index].read_text("utf-8")
 
     def wait_for(self, found):
         deadline = time.monotonic() + LONG
@@ -352,7 +353,7 @@ def test_devices_reach_with_each_loss_what_one_reaches(start, folder):
 
     def result(mode, accumulate, loss):
         name = f"{out}-{loss}-{mode}-{accumulate}"
-        return read(name), json.loads(Path(f"{name}.json").read_text())
+        return read(name), json.loads(Path(f"{name}.json").read_text("utf-8"))
 
     expected = {loss: result("none", 1, loss) for loss in LOSSES}
     assert len({state["params"].tobytes() for state, _ in expected.values()}) == 4

@@ -64,7 +64,10 @@ def beside_published(name: str, split: str, figures: dict[str, Any]) -> str:
 def write_confusion(path: Path, evaluation: Evaluation) -> None:
     """Write a confusion matrix as CSV, a row for each true class, in pixels."""
     names, confusion = evaluation.class_names, evaluation.confusion
-    with replacing(path) as unfinished, open(unfinished, "w", newline="") as file:
+    with (
+        replacing(path) as unfinished,
+        open(unfinished, "w", encoding="utf-8", newline="") as file,
+    ):
         writer = csv.writer(file)
         writer.writerow(["true \\ predicted", *names])
         for name, row in zip(names, confusion.tolist(), strict=True):

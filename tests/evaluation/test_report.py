@@ -29,7 +29,7 @@ def test_table_is_in_per_cent_with_a_dash_for_what_never_occurs():
 
 def test_confusion_is_a_table_of_names(tmp_path):
     write_confusion(tmp_path / "c.csv", EVALUATION)
-    with open(tmp_path / "c.csv") as file:
+    with open(tmp_path / "c.csv", encoding="utf-8") as file:
         rows = list(csv.reader(file))
     assert rows == [
         ["true \\ predicted", "a", "b", "c"],

@@ -200,7 +200,11 @@ def test_config_of_an_older_version_has_its_mean_and_no_digest(tmp_path):
     assert (model.variant, model.mean) == ("fcn16s", (1, 2, 3))
 
 
-@pytest.mark.parametrize("content", ["{", "[]", '{"batch": 3}', '{"data": {"x": 1}}'])
+@pytest.mark.parametrize(
+    "content",
+    ["{", "[]", '{"batch": 3}', '{"data": {"x": 1}}', "[" * 100_000],
+    ids=lambda content: content[:9],
+)
 def test_other_content_is_no_config(tmp_path, content):
     path = tmp_path / "config.json"
     path.write_text(content)

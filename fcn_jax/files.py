@@ -145,11 +145,21 @@ def replacing(path: str | Path, *, durable: bool = False) -> Iterator[Path]:
         try:
             yield unfinished
             if durable:
-                with open(unfinished, "rb+") as file:
-                    os.fsync(file.fileno())
+                _sync(unfinished, os.O_RDWR)
             os.replace(unfinished, path)
+            if durable and os.name != "nt":  # Windows opens no folders.
+                _sync(path.parent, os.O_RDONLY)
         finally:
             unfinished.unlink(missing_ok=True)
+
+
+def _sync(path: Path, flags: int) -> None:
+    """Wait until a file or a folder is on the disk."""
+    descriptor = os.open(path, flags)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def remove_leftovers(folder: Path) -> None:

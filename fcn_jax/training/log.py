@@ -1,6 +1,7 @@
 """The log of a run: JSON lines, TensorBoard events and a progress bar."""
 
 import collections
+import contextlib
 import hashlib
 import json
 import logging
@@ -77,7 +78,8 @@ class Log:
         """Close both files."""
         if not self._silent:
             self._events.close()
-            with writing(self.path):
+            # All lines are on the disk. After a failed one, closing fails once more.
+            with contextlib.suppress(OSError):
                 self._file.close()
 
 

@@ -63,13 +63,17 @@ def _verdicts(workdir: Path) -> Iterator[Verdict]:
     else:
         yield Verdict(RUN_FILE, "none yet: the run has not been evaluated", True)
     checkpoints = Checkpoints(workdir / FOLDER, keep=1)
-    logged = {}  # The digest of the log at each step.
+    logged, steps = {}, checkpoints.steps()  # The digest of the log at each step.
 
     def read(step: int) -> str:
-        logged[step] = checkpoints.read(step).log
+        found = checkpoints.read(step)
+        logged[step] = found.log
+        if found.best and found.best["step"] not in steps:
+            missing = checkpoints.path(found.best["step"])
+            raise ValueError(f"{missing}, that of the best network, is missing")
         return "whole"
 
-    for step in checkpoints.steps():
+    for step in steps:
         name = f"{FOLDER}/{checkpoints.path(step).name}"
         yield _verdict(name, functools.partial(read, step))
     if (workdir / LOG_FILE).exists() or logged:

@@ -52,6 +52,12 @@ def test_figures_of_another_network_are_named(run):
     assert "metrics.json differs from the figures in model.safetensors" in broken.found
 
 
+def test_missing_checkpoint_of_the_best_network_is_named(whole_run, run):
+    best = run / "checkpoints" / f"{whole_run[1]['step']}.safetensors"
+    best.unlink()
+    assert any(str(best) in v.found for v in verify_run(run) if not v.is_whole)
+
+
 def test_run_without_an_evaluation_is_whole(run):
     for name in ("model.safetensors", "metrics.json"):
         (run / name).unlink()

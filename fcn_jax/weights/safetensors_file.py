@@ -17,11 +17,12 @@ from safetensors.numpy import save_file
 from fcn_jax.files import replacing
 from fcn_jax.models.fcn import FCN, fields_of
 from fcn_jax.network import Network
-from fcn_jax.weights.layers import WeightFile
+from fcn_jax.weights.layers import WeightFile, is_float
 from fcn_jax.weights.torch_names import from_state_dict
 
 _FORMAT = "fcn_jax"
 _VERSION = "1"
+_MAX_HEADER = 2**20  # An FCN-8s takes about 5,000 bytes, with 255 classes 20,000.
 
 
 def write(path: str | Path, arrays: dict[str, np.ndarray], fields: dict) -> None:
@@ -44,6 +45,7 @@ def read(path: str | Path) -> WeightFile:
     Raises:
         ValueError: if the file or its metadata are damaged, or of a later version.
     """
+    _check_header(path)
     try:
         with safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
@@ -64,7 +66,7 @@ def read(path: str | Path) -> WeightFile:
     layers, unused = {}, []
     for name, tensor in tensors.items():
         match name.split("/"):
-            case ["body" | "head", layer, part]:
+            case ["body" | "head", layer, part] if is_float(tensor):
                 layers.setdefault(layer, {})[part] = tensor
             case _:
                 unused.append(name)
@@ -79,6 +81,20 @@ def read(path: str | Path) -> WeightFile:
     return WeightFile(layers, mean, source, tuple(unused), net.model, *described)
 
 
+def _check_header(path: str | Path) -> None:
+    """Raise ValueError if the header is far larger than that of any network.
+
+    A small file of short entries would become many times its size in memory.
+    """
+    with open(path, "rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+    if size > _MAX_HEADER:
+        raise ValueError(
+            f"{path} is not a readable safetensors file: its header has {size:,} "
+            f"bytes, more than {_MAX_HEADER:,}"
+        )
+
+
 def _network(path: str | Path, metadata: dict[str, str]) -> Network:
     """Return the network that the metadata describe, without parameters."""
     model = _model(path, _json(path, metadata, "model", dict))
@@ -89,7 +105,7 @@ def _network(path: str | Path, metadata: dict[str, str]) -> Network:
     try:
         return Network({}, model, **fields)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{path} has damaged metadata: {error}") from error
+        raise ValueError(f"{path} has damaged metadata: {str(error):.300}") from error
 
 
 def _model(path: str | Path, fields: dict) -> FCN:
@@ -105,7 +121,8 @@ def _model(path: str | Path, fields: dict) -> FCN:
         return FCN(**fields)
     except ValueError as error:
         raise ValueError(
-            f"{path} describes a network that this fcn_jax does not know: {error}"
+            f"{path} describes a network that this fcn_jax does not know: "
+            f"{str(error):.300}"
         ) from error
 
 

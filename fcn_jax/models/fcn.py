@@ -41,8 +41,9 @@ _CHECKS = {
         "a whole number from 1 to 2**31 - 1",
     ),
     "in_channels": (
-        lambda value: _is_whole(value) and value >= 3,
-        "a whole number from 3: grey images are read as RGB",
+        # A mean of a million numbers would take the compiler much memory and time.
+        lambda value: _is_whole(value) and 3 <= value <= 10_000,
+        "a whole number from 3 to 10,000: grey images are read as RGB",
     ),
     "pool_scales": (
         lambda value: _are_numbers(value, 2),
@@ -190,7 +191,7 @@ class FCN(nn.Module):
             geometry.py).
         crop: "center" or "corner", the part to keep of an upsampled map that is larger
             than the map it is added to; ignored in geometry "caffe".
-        in_channels: channels of the image, from 3. The first three are RGB.
+        in_channels: channels of the image, from 3 to 10,000. The first three are RGB.
         mean: one number for each channel, subtracted from the image; it belongs to the
             weights of the body.
         scale: one number for each channel, which multiplies the image less its mean; ()

@@ -9,7 +9,6 @@ Reference: https://protobuf.dev/programming-guides/encoding, and caffe.proto of 
 """
 
 import math
-import mmap
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from fcn_jax.weights.layers import (
     UPSAMPLINGS,
     WeightFile,
     from_chw,
+    mapped,
     reversed_colors,
 )
 
@@ -61,8 +61,8 @@ def read(path: str | Path) -> WeightFile:
     layers, unused, kinds = {}, [], set()
     try:
         with open(path, "rb") as file:
-            content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        for kind, name, blobs in _layers(memoryview(content)):
+            content = mapped(file)
+        for kind, name, blobs in _layers(content):
             kinds.add(kind)
             if name in NAMES:
                 layers[name] = _layer(name, blobs)

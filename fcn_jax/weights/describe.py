@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
+from fcn_jax.data.shorten import shorten
 from fcn_jax.models.fcn import FCN
 from fcn_jax.weights.layers import WeightFile, network_of
 
@@ -13,13 +14,13 @@ def describe(path: str | Path, content: WeightFile) -> str:
 
     Args:
         path: the file.
-        content: its content, as `fcn_jax.weights.load.read_content` returns it. Kernels
+        content: its content, as `fcn_jax.weights.load.read_file` returns it. Kernels
             are H, W, I, O for RGB, whatever the layout of the file.
 
     Raises:
-        ValueError: if the layers do not form a network.
+        ValueError: if the layers do not form a network; names ``path``.
     """
-    model = network_of(content)
+    model = network_of(path, content)
     lines = [
         str(path),
         _network_line(content, model),
@@ -34,8 +35,13 @@ def describe(path: str | Path, content: WeightFile) -> str:
     arrays = [array for layer in content.layers.values() for array in layer.values()]
     lines += ["", f"{sum(array.size for array in arrays):,} numbers"]
     if content.unused:
-        lines.append("not used: " + ", ".join(content.unused))
-    return "\n".join(lines)
+        lines.append("not used: " + ", ".join(shorten(content.unused, 100)))
+    return "\n".join(map(_printable, lines))
+
+
+def _printable(line: str) -> str:
+    """Return a line whose names from the file cannot control a terminal."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
 
 
 def _network_line(content: WeightFile, model: FCN | None) -> str:
@@ -75,8 +81,25 @@ def _row(name: str, part: str, array: np.ndarray) -> str:
     shape = "x".join(map(str, array.shape))
     numbers = ""
     if array.size:
-        values = np.asarray(array, np.float32)
-        mean = values.mean(dtype=np.float64)
-        statistics = (values.min(), mean, values.std(), values.max())
-        numbers = "".join(f"{value:11.4g}" for value in statistics)
+        numbers = "".join(f"{value:11.4g}" for value in _statistics(array))
     return f"{name:<14}{part:<8}{shape:<18}{array.dtype.name:<9}{numbers}"
+
+
+def _statistics(array: np.ndarray) -> tuple[float, float, float, float]:
+    """Return the least, the mean, the standard deviation and the largest number."""
+    with np.errstate(invalid="ignore", over="ignore"):  # They show as NaN and infinity.
+        low, high, total = np.inf, -np.inf, 0.0
+        for part in _parts(array):
+            low, high = np.minimum(low, part.min()), np.maximum(high, part.max())
+            total += part.sum(dtype=np.float64)
+        mean = total / array.size
+        squares = sum(np.square(part - mean).sum() for part in _parts(array))
+        return low, mean, np.sqrt(squares / array.size), high
+
+
+def _parts(array: np.ndarray) -> np.nditer:
+    """Return an iterator over the numbers as float32, a few at a time."""
+    flags = ["external_loop", "buffered"]
+    return np.nditer(
+        array, flags, op_dtypes=np.float32, casting="same_kind", buffersize=2**16
+    )

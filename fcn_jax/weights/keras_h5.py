@@ -32,8 +32,12 @@ _COUNTED = {
     for number, name in enumerate(names)
 }
 _COUNTED_PARTS = {"0": "kernel", "1": "bias"}
-# Keras nests to a depth of 4, and a VGG-16 with its optimizer has 400 links.
-_MAX_LINKS, _MAX_DEPTH = 10_000, 10
+# Keras nests to a depth of 4, and a VGG-16 with its optimizer has 400 links. HDF5 takes
+# 17,000 bytes for each open dataset.
+_MAX_LINKS, _MAX_DEPTH, _MAX_PATH = 2_000, 10, 1_000
+# Many links may share one long name, and HDF5 lists all names of a group at once. So
+# each link counts as all the names of its group: 400 links of 30 bytes as 5 million.
+_MAX_NAMES = 2**24
 
 
 def read(path: str | Path) -> WeightFile:
@@ -54,7 +58,10 @@ def read(path: str | Path) -> WeightFile:
             f"{path} is HDF5, and h5py is not installed: pip install 'fcn-jax[keras]'"
         ) from error
     size = Path(path).stat().st_size
-    with naming_file(path, "Keras .h5"), h5py.File(path, "r") as file:
+    with (
+        naming_file(path, "Keras .h5"),
+        h5py.File(path, "r", rdcc_nbytes=0) as file,  # A cache would fill with chunks.
+    ):
         layers, unused = _layers(file, size)
     return WeightFile(layers, VGG_MEAN_RGB, "Keras .h5, BGR, H, W, I, O", tuple(unused))
 
@@ -63,7 +70,7 @@ def _layers(file: Any, size: int) -> tuple[dict, list[str]]:
     """Return the layers of a file of ``size`` bytes, and the paths of all else."""
     found: dict[tuple[str, str], dict[str, Any]] = defaultdict(dict)
     unused: list[str] = []
-    for path, dataset in _datasets(file, "", Counter()):
+    for path, dataset in _datasets(file, "", Counter(), Counter()):
         place = _place(path)
         if place and dataset is not None and dataset.dtype.kind == "f":
             found[place][path] = dataset
@@ -92,33 +99,41 @@ def _layers(file: Any, size: int) -> tuple[dict, list[str]]:
     return layers, sorted(unused)
 
 
-def _datasets(group: Any, path: str, links: Counter) -> Iterator[tuple[str, Any]]:
+def _datasets(
+    group: Any, path: str, links: Counter, names_sizes: Counter
+) -> Iterator[tuple[str, Any]]:
     """Yield the path and the dataset of each link in a group whose path ends in "/".
 
     Soft and external links are not followed: they are yielded with None. ``links``
-    counts those of each group that was visited, by its address.
+    counts those of each group that was visited, by its address, and ``names_sizes``
+    the bytes that their names may take.
     """
     import h5py
 
-    address = h5py.h5o.get_info(group.id).addr
-    if address in links:  # A group may contain itself.
+    info = h5py.h5o.get_info(group.id)
+    if info.addr in links:  # A group may contain itself.
         return
-    links[address] = len(group)
+    links[info.addr] = len(group)
+    names_sizes[info.addr] = len(group) * info.meta_size.obj.heap_size
     if links.total() > _MAX_LINKS or path.count("/") > _MAX_DEPTH:
         raise ValueError(
             f"it has more than {_MAX_LINKS:,} links, or groups deeper than {_MAX_DEPTH}"
         )
+    if names_sizes.total() > _MAX_NAMES:
+        raise ValueError("its groups have too many long names")
     names = list(group)
     if not path and "model_weights" in names:
         # In a whole model, the optimizer's datasets have the same names.
         names = ["model_weights"]
     for name in names:
+        if len(path) + len(name) > _MAX_PATH:
+            raise ValueError(f"a path has more than {_MAX_PATH:,} characters")
         if "/" in name:  # h5py would take it for a path, which may leave the file.
             raise ValueError(f"the name {name!r} has a slash")
         link = group.get(name, getlink=True)
         item = group[name] if isinstance(link, h5py.HardLink) else None
         if isinstance(item, h5py.Group):
-            yield from _datasets(item, f"{path}{name}/", links)
+            yield from _datasets(item, f"{path}{name}/", links, names_sizes)
         else:
             yield f"{path}{name}", item if isinstance(item, h5py.Dataset) else None
 

@@ -2,10 +2,11 @@
 
 import contextlib
 import functools
+import mmap
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -72,10 +73,23 @@ def naming_file(path: str | Path, kind: str) -> Iterator[None]:
         raise ValueError(f"{path} is not a readable {kind}: {reason}") from error
 
 
+def mapped(file: BinaryIO) -> memoryview:
+    """Map an open file, so that its arrays are views of it and nothing is read twice.
+
+    The map lives as long as the views do. An empty file raises ValueError.
+    """
+    return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+
+
 def check_claim(what: str, claimed: int, size: int) -> None:
     """Raise ValueError if parts of a file claim more bytes than its size."""
     if claimed > size:
         raise ValueError(f"its {what} claim more bytes than it has")
+
+
+def is_float(array: np.ndarray) -> bool:
+    """Tell whether an array has a type that weights are stored in."""
+    return array.dtype.name in ("bfloat16", "float16", "float32", "float64")
 
 
 def from_hwc(name: str, kernel: np.ndarray) -> np.ndarray:
@@ -113,15 +127,22 @@ def reversed_colors(name: str, kernel: np.ndarray) -> np.ndarray:
     return kernel[:, :, ::-1] if name == "conv1_1" and kernel.ndim == 4 else kernel
 
 
-def network_of(content: WeightFile) -> FCN | None:
+def network_of(path: str | Path, content: WeightFile) -> FCN | None:
     """Return the FCN that a file holds, or None for a classifier without scores.
 
     If the file does not describe its network, the layers tell it. The geometry is then
     "caffe", as all released networks have it.
 
     Raises:
-        ValueError: if the layers do not make any of the three variants.
+        ValueError: if the layers do not make any of the three variants; names ``path``.
     """
+    try:
+        return _network_of(content)
+    except ValueError as error:
+        raise ValueError(f"{path} holds no network: {error}") from error
+
+
+def _network_of(content: WeightFile) -> FCN | None:
     layers = content.layers
     if content.model or "score_fr" not in layers:
         return content.model
@@ -152,7 +173,12 @@ def shapes_of(model: nn.Module) -> Mapping[str, tuple[int, ...]]:
     """Return the shape of each parameter of a network, by its path."""
     channels = getattr(model, "in_channels", 3)  # A VGG-16 takes RGB.
     image = jax.ShapeDtypeStruct((1, 1, 1, channels), jnp.float32)
-    params = jax.eval_shape(model.init, jax.random.key(0), image)["params"]
+
+    def init(image: jax.Array) -> dict:
+        # A key made out here would start JAX's backend, which takes 50 MB.
+        return model.init(jax.random.key(0), image)
+
+    params = jax.eval_shape(init, image)["params"]
     arrays = flatten_dict(params, sep="/")
     return MappingProxyType({name: array.shape for name, array in arrays.items()})
 
@@ -160,9 +186,15 @@ def shapes_of(model: nn.Module) -> Mapping[str, tuple[int, ...]]:
 def _scale(layers: dict[str, dict[str, np.ndarray]], name: str) -> float:
     """Return the factor that all channels of a scale layer share, or 1 without it."""
     scale = layers.get(name, {}).get("scale", np.ones(1, np.float32)).reshape(-1)
-    if not scale.size or (scale != scale[0]).any():
+    if not scale.size:
+        raise ValueError(f"{name} is empty")
+    with np.errstate(over="ignore"):  # a float64 too large counts as infinite
+        factor = np.float32(scale[0])
+    if not np.isfinite(factor):
+        raise ValueError(f"{name} holds NaN or infinity")
+    if (scale != scale[0]).any():
         raise ValueError(f"{name} has a factor for each channel, want one for all")
-    return float(str(np.float32(scale[0])))  # 0.01 was meant, not 0.00999999977...
+    return float(str(factor))  # 0.01 was meant, not 0.00999999977...
 
 
 def _is_bilinear(kernel: np.ndarray | None, factor: int) -> bool:

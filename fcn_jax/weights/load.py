@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from fcn_jax.data.shorten import shorten
 from fcn_jax.files import reading
 from fcn_jax.models.fcn import fields_of
 from fcn_jax.models.vgg import VGG16
@@ -128,21 +129,20 @@ def check_fit(path: str | Path, file: WeightFile) -> Network | VGG16Weights:
     """
     if vgg19 := next(filter(_VGG19.search, file.unused), None):
         raise ValueError(f"{path} is a VGG-19: it has {vgg19}; pass a VGG-16")
-    try:
-        model = network_of(file)
-    except ValueError as error:
-        raise ValueError(f"{path} holds no network: {error}") from error
+    model = network_of(path, file)
     if file.unused:
-        _log.info("%s: not used: %s", path, ", ".join(file.unused))
+        _log.info("%s: not used: %s", path, ", ".join(shorten(file.unused, 100)))
     arrays = flatten_dict(file.layers, sep="/")
     if model is None:
-        layers = unflatten_dict(_fit(path, arrays, _body_shapes(arrays)), sep="/")
+        fitted = _fit(path, arrays, _body_shapes(path, arrays))
+        layers = unflatten_dict(_owned(fitted), sep="/")
         if "fc6" not in layers:
             _log.warning("%s has no fc6 and fc7: they start at random", path)
         return VGG16Weights(layers, file.mean_rgb, file.source)
     # No layer has a name in both parts, so only the wanted ones are taken.
     placed = {f"{part}/{k}": a for k, a in arrays.items() for part in ("body", "head")}
-    params = unflatten_dict(_fit(path, placed, shapes_of(model)), sep="/")
+    fitted = _fit(path, placed, shapes_of(model))
+    params = unflatten_dict(_owned(fitted), sep="/")
     described = file.class_names, file.palette, file.size, file.channels, file.shown
     return Network(params, model, *described)
 
@@ -209,15 +209,25 @@ def _reader(path: Path) -> Callable[[Path], WeightFile]:
     raise ValueError(f"{path} is of no kind known here; {_WAY_OUT}")
 
 
-def _body_shapes(arrays: Mapping[str, np.ndarray]) -> dict[str, tuple[int, ...]]:
+def _body_shapes(
+    path: str | Path, arrays: Mapping[str, np.ndarray]
+) -> dict[str, tuple[int, ...]]:
     """Return the shapes that a VGG-16 must have, given what a file holds."""
     none = np.empty(0)  # The biases tell the width and the number of classes.
     filters = arrays.get("conv1_1/bias", none).size or 64
     num_classes = arrays.get("fc8/bias", none).size
-    shapes = shapes_of(VGG16(num_classes=num_classes, width=filters / 64))
+    try:
+        shapes = shapes_of(VGG16(num_classes=num_classes, width=filters / 64))
+    except ValueError as error:
+        raise ValueError(f"{path} holds no VGG-16: {error}") from error
     if not {"fc6/bias", "fc7/bias", "fc8/bias"} & arrays.keys():  # "notop"
         shapes = {k: shape for k, shape in shapes.items() if k.startswith("conv")}
     return shapes
+
+
+def _owned(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return arrays that no longer are views of a file, which may change."""
+    return {k: a if a.flags.writeable else a.copy() for k, a in arrays.items()}
 
 
 def _fit(path: object, arrays: Mapping, shapes: Mapping) -> dict[str, np.ndarray]:

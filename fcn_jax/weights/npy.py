@@ -9,21 +9,27 @@ Reference: ``numpy.lib.format`` documents the header, ``numpy.ndarray.__reduce__
 """
 
 import math
-import mmap
 import re
 from pathlib import Path
 
 import numpy as np
 
 from fcn_jax.models.vgg import VGG_MEAN_RGB
-from fcn_jax.weights.layers import BODY, WeightFile, check_claim, from_hwc, naming_file
+from fcn_jax.weights.layers import (
+    BODY,
+    WeightFile,
+    check_claim,
+    from_hwc,
+    mapped,
+    naming_file,
+)
 from fcn_jax.weights.pickle_reader import Call, as_dict, as_text, read_pickle
 
 MAGIC = b"\x93NUMPY"
 _OBJECT_HEADER = re.compile(rb"'descr': '\|O\d?'")
 _FC_NAMES = {"fc1": "fc6", "fc2": "fc7", "fc3": "fc8"}
 _ADVICE = "only numpy arrays, dicts, lists, strings and numbers are read"
-_MAX_OPCODES = 100_000  # VGG-16 takes about 1,000.
+_MAX_OPCODES = 20_000  # VGG-16 takes about 1,000.
 _MAX_SIDES = 32  # As in numpy 1; a product of many more would take forever.
 
 
@@ -38,11 +44,8 @@ def read(path: str | Path) -> WeightFile:
             than its bytes make, or asks for anything but arrays and plain data.
     """
     layers, unused, claimed = {}, [], 0
-    with (
-        open(path, "rb") as file,
-        naming_file(path, ".npy of layers"),
-        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,
-    ):
+    with open(path, "rb") as file, naming_file(path, ".npy of layers"):
+        content = mapped(file)
         for name, entry in _entries(content).items():
             name = _FC_NAMES.get(name, name)
             if name in BODY and (layer := _layer(name, entry)):
@@ -56,18 +59,18 @@ def read(path: str | Path) -> WeightFile:
     return WeightFile(layers, VGG_MEAN_RGB, source, tuple(unused))
 
 
-def _entries(content: mmap.mmap) -> dict[str, object]:
+def _entries(content: memoryview) -> dict[str, object]:
     """Return the dictionary that the file holds, with its arrays as notes."""
+    stop = 0
     if content[: len(MAGIC)] == MAGIC:
         # Version 1 counts the header's bytes in two bytes, later versions in four.
         start = 10 if content[6:7] == b"\x01" else 12
         stop = start + int.from_bytes(content[8:start], "little")
         header = content[start:stop]
         if not _OBJECT_HEADER.search(header):
-            described = header[:100].decode("latin1").strip()
+            described = str(header[:100], "latin1").strip()
             raise ValueError(f"it is a plain array, not a dict of layers: {described}")
-        content.seek(stop)
-    root = read_pickle(content, advice=_ADVICE, max_opcodes=_MAX_OPCODES)
+    root, _ = read_pickle(content, stop, advice=_ADVICE, max_opcodes=_MAX_OPCODES)
     root = _elements(root)
     if isinstance(root, list) and len(root) == 1:
         root = root[0]  # numpy saves a dictionary as an array of one object
@@ -111,7 +114,7 @@ def _array(note: object) -> np.ndarray:
     match data:
         case Call("_codecs.encode", (str(text), "latin1")):  # Python 3, protocol 2
             data = text.encode("latin1")
-    if not isinstance(data, bytes | bytearray):
+    if not isinstance(data, bytes | memoryview):
         raise ValueError(f"an array's data is a {type(data).__name__}, not bytes")
     match dtype:
         case Call("numpy.dtype", (code, *_), (_, byte_order, *_)):

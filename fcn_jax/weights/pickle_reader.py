@@ -1,19 +1,21 @@
 """Read a pickle as plain data, without running it.
 
-A pickle is a program, so it is never run here. ``pickletools`` splits it into opcodes.
-Those that build plain data are followed; a call is noted as a `Call` and never made.
-Nothing that the file names is imported. Calls are not interpreted while the opcodes are
-followed, so each opcode takes constant memory beside the bytes that it carries.
+A pickle is a program, so it is never run here. It is split into opcodes. Those that
+build plain data are followed; a call is noted as a `Call` and never made. Nothing that
+the file names is imported. Calls are not interpreted while the opcodes are followed, so
+each opcode takes constant memory beside the bytes that it carries, and long bytes are
+views of the file.
 
 Reference: Python's ``pickletools`` documents the opcodes.
 """
 
 import dataclasses
-import io
-import mmap
 import pickletools
+import struct
 from collections.abc import Callable, Set
 from typing import Any
+
+import numpy as np
 
 # The names that plain data and numpy arrays need, as numpy 1 writes them.
 _NAMES = frozenset(
@@ -22,16 +24,25 @@ _NAMES = frozenset(
     "numpy.core.numeric._frombuffer numpy.dtype numpy.ndarray".split()
 )
 
-_LITERALS = frozenset(
-    "BININT BININT1 BININT2 LONG1 BINFLOAT BINUNICODE SHORT_BINUNICODE BINUNICODE8 "
-    "BINBYTES SHORT_BINBYTES BINBYTES8 BYTEARRAY8".split()
-)
+_OPCODES = {ord(opcode.code): opcode.name for opcode in pickletools.opcodes}
+# The arguments of opcodes: numbers, or bytes behind their length.
+_NUMBERS = {"BININT": "<i", "BININT1": "<B", "BININT2": "<H", "BINFLOAT": ">d"}
+_NUMBERS |= {"BINPUT": "<B", "LONG_BINPUT": "<I", "BINGET": "<B", "LONG_BINGET": "<I"}
+_NUMBERS |= {"PROTO": "<B", "FRAME": "<Q"}
+_TEXTS = {"SHORT_BINUNICODE": "<B", "BINUNICODE": "<I", "BINUNICODE8": "<Q"}
+_BYTES = {"SHORT_BINBYTES": "<B", "BINBYTES": "<I", "BINBYTES8": "<Q"}
+_BYTES |= {"SHORT_BINSTRING": "<B", "BINSTRING": "<i", "BYTEARRAY8": "<Q"}
+_LENGTHS = {"LONG1": "<B"} | _TEXTS | _BYTES
+_LITERALS = frozenset(_LENGTHS) | {"BININT", "BININT1", "BININT2", "BINFLOAT"}
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
 # Opcodes that take items from the stack: how many, or None for all above the mark.
 _COUNTS = {"TUPLE": None, "TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 _COUNTS |= {"APPEND": 1, "APPENDS": None, "SETITEM": 2, "SETITEMS": None}
 # A pickle may name one long string many times, and each use may make a copy of it.
 _MAX_NAME = 1000
+_STRINGS = str | bytes | memoryview
+_DAMAGED = "its pickle is cut off or damaged"
+_LAST_LATIN1 = 0xC3  # The largest byte of characters up to U+00FF in UTF-8.
 
 
 @dataclasses.dataclass(slots=True, eq=False, repr=False)
@@ -52,20 +63,24 @@ class Call:
 
 
 def read_pickle(
-    file: io.BytesIO | mmap.mmap,
+    content: memoryview,
+    start: int = 0,
     *,
     advice: str,
     max_opcodes: int,
     names: Set[str] = frozenset(),
     persistent_load: Callable[[object], object] | None = None,
-) -> object:
-    """Return the plain data that a pickle describes, with a `Call` for each call.
+) -> tuple[object, int]:
+    """Return the plain data that a pickle describes, and where the pickle ends.
 
-    Dicts are calls as well, which `as_dict` reads.
+    There is a `Call` for each call. Dicts are calls as well, which `as_dict` reads.
+    Bytes that are longer than a name are views of ``content``. So are texts of more
+    than 250 bytes with characters above U+00FF, because Python would store each of
+    their characters in up to four bytes.
 
     Args:
-        file: at the start of the pickle; left behind its end. Files of other types may
-            allocate what a damaged length claims.
+        content: the pickle and what follows it.
+        start: where the pickle begins.
         advice: what to do about a pickle that is refused, for the error.
         max_opcodes: the limit. One opcode of a byte can make an object of a hundred.
         names: the dotted names that the pickle may mention, beside those of plain data
@@ -77,18 +92,47 @@ def read_pickle(
         ValueError: if the pickle is damaged, has too many opcodes, mentions another
             name, or does anything but build plain data and call functions.
     """
-    machine = _Machine(names | _NAMES, advice, persistent_load)
+    machine, at = _Machine(names | _NAMES, advice, persistent_load), start
     try:
-        for count, (opcode, argument, _) in enumerate(pickletools.genops(file)):
-            if count == max_opcodes:
-                raise ValueError(f"it has more than {max_opcodes:,} opcodes; {advice}")
-            if opcode.name == "STOP":
-                return machine.stack.pop()
-            machine.follow(opcode.name, argument)
+        for _ in range(max_opcodes):
+            if content[at] not in _OPCODES:
+                raise ValueError(f"its pickle has the unknown opcode {content[at]}")
+            opcode = _OPCODES[content[at]]
+            argument, at = _argument(opcode, content, at + 1)
+            if opcode == "STOP":
+                return machine.stack.pop(), at
+            machine.follow(opcode, argument)
     except ValueError:
         raise
     except Exception as error:  # Garbled opcodes cause errors of many types.
         raise ValueError(f"its pickle is damaged ({error!r:.100})") from error
+    raise ValueError(f"it has more than {max_opcodes:,} opcodes; {advice}")
+
+
+def _argument(opcode: str, content: memoryview, at: int) -> tuple[Any, int]:
+    """Return the argument of an opcode, None for many, and where it ends."""
+    if opcode in _NUMBERS:
+        [number] = struct.unpack_from(_NUMBERS[opcode], content, at)
+        return number, at + struct.calcsize(_NUMBERS[opcode])
+    if opcode == "GLOBAL":
+        lines = bytes(content[at : at + 2 * _MAX_NAME]).split(b"\n", 2)
+        if len(lines) < 3:
+            raise ValueError(_DAMAGED)
+        return str(b".".join(lines[:2]), "latin1"), at + len(lines[0] + lines[1]) + 2
+    if opcode not in _LENGTHS:
+        return None, at
+    [length] = struct.unpack_from(_LENGTHS[opcode], content, at)
+    at += struct.calcsize(_LENGTHS[opcode])
+    if not 0 <= length <= len(content) - at:
+        raise ValueError(_DAMAGED)
+    data = content[at : at + length]
+    if opcode == "LONG1":
+        return int.from_bytes(data, "little", signed=True), at + length
+    if opcode in _TEXTS:
+        is_short = length <= _MAX_NAME // 4
+        if is_short or np.frombuffer(data, np.uint8).max() <= _LAST_LATIN1:
+            return str(data, "utf-8", "surrogatepass"), at + length
+    return bytes(data) if length <= _MAX_NAME else data, at + length
 
 
 def as_dict(node: object) -> dict[str, object] | None:
@@ -106,7 +150,7 @@ def as_dict(node: object) -> dict[str, object] | None:
         case _:
             return None
     pairs = [*pairs, *zip(node.items[::2], node.items[1::2], strict=True)]
-    return {as_text(key): value for key, value in pairs if isinstance(key, str | bytes)}
+    return {as_text(key): value for key, value in pairs if isinstance(key, _STRINGS)}
 
 
 def as_text(node: object) -> str:
@@ -115,7 +159,7 @@ def as_text(node: object) -> str:
     Raises:
         ValueError: if it is not a string or has more than 1,000 characters.
     """
-    if not isinstance(node, str | bytes):
+    if not isinstance(node, _STRINGS):
         raise ValueError(f"a {type(node).__name__} stands in place of a name")
     if len(node) > _MAX_NAME:
         raise ValueError(f"a name has {len(node):,} characters")
@@ -178,8 +222,6 @@ class _Machine:
                 return argument
             case _ if opcode in _CONSTANTS:
                 return _CONSTANTS[opcode]
-            case "BINSTRING" | "SHORT_BINSTRING":  # Python 2's str
-                return argument.encode("latin1")
             case "EMPTY_LIST":
                 return []
             case "EMPTY_DICT":
@@ -187,7 +229,7 @@ class _Machine:
             case "BINGET" | "LONG_BINGET":
                 return self.memo[argument]
             case "GLOBAL":
-                return self._name(argument.replace(" ", "."))
+                return self._name(argument)
             case "STACK_GLOBAL":
                 name, module = self.stack.pop(), self.stack.pop()
                 return self._name(module + "." + name)

@@ -10,11 +10,8 @@ Reference: ``torch/serialization.py`` and ``torch/_utils.py``.
 """
 
 import functools
-import io
 import math
-import mmap
 import struct
-import zipfile
 import zlib
 from pathlib import Path
 from typing import NamedTuple
@@ -22,12 +19,19 @@ from typing import NamedTuple
 import ml_dtypes
 import numpy as np
 
-from fcn_jax.weights.layers import WeightFile, check_claim, naming_file
+from fcn_jax.weights.layers import WeightFile, check_claim, mapped, naming_file
 from fcn_jax.weights.pickle_reader import Call, Name, as_dict, as_text, read_pickle
 from fcn_jax.weights.torch_names import from_state_dict
 
 ZIP_MAGIC = b"PK\x03\x04"
 LEGACY_MAGIC = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # PyTorch before 1.6
+# The records of a zip archive, without names and what else has any length.
+_HEADER = struct.Struct("<26x2H")  # Lengths of name and extra fields.
+_ENTRY = struct.Struct("<4s4x2H4x3L3H8xL")
+_END = struct.Struct("<4s8x2L2x")
+_LONG_END = struct.Struct("<4s36x2Q20x")  # zip64's, with the locator behind it.
+_MAX_DIRECTORY = 2**20  # An FCN-8s with the state of Adam takes about 10,000 bytes.
+_MAX_OFFSET = 2**32 - 1  # Stands for one that zip64 has elsewhere.
 _BYTE_ORDERS = {b"little": "<", b"big": ">"}
 _STATES = ("model_state_dict", "state_dict")  # Where trainers keep the weights.
 
@@ -56,17 +60,15 @@ _read_pickle = functools.partial(
 def read(path: str | Path) -> WeightFile:
     """Read a ``.pth`` of a state dict, or of a trainer with one inside.
 
-    Nothing in the file is run. Memory stays a small multiple of the file's size.
+    Nothing in the file is run. The arrays are views of the file where its layout
+    allows: do not change it while they are in use.
 
     Raises:
         ValueError: if the file is damaged, compressed, asks for anything but tensors
             and plain data, or claims larger tensors than its bytes make.
     """
-    with (
-        open(path, "rb") as file,
-        naming_file(path, ".pth"),
-        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,
-    ):
+    with open(path, "rb") as file, naming_file(path, ".pth"):
+        content = mapped(file)
         saved, storages, byte_order = _open(content)
         state, unused = _entries(saved)
         tensors, claimed = {}, 0
@@ -97,7 +99,7 @@ class _Place(NamedTuple):
     size: int
     checksum: int = 0
 
-    def read(self, content: mmap.mmap) -> bytes:
+    def read(self, content: memoryview) -> memoryview:
         data = content[self.start : self.start + self.size]
         if self.checksum and self.checksum != zlib.crc32(data):
             raise ValueError("it is damaged: a checksum differs")
@@ -122,7 +124,7 @@ class _Tensor(NamedTuple):
     strides: tuple[int, ...]
 
 
-def _open(content: mmap.mmap) -> tuple[object, dict[str, _Place], str]:
+def _open(content: memoryview) -> tuple[object, dict[str, _Place], str]:
     """Return the object that was saved, the places of storages, and "<" or ">"."""
     if content[: len(LEGACY_MAGIC)] == LEGACY_MAGIC:
         return *_open_legacy(content), "<"
@@ -134,39 +136,69 @@ def _open(content: mmap.mmap) -> tuple[object, dict[str, _Place], str]:
         raise ValueError(f"it has {len(pickles)} entries data.pkl, want one")
     folder, order = pickles[0].removesuffix("data.pkl"), b"little"
     if f"{folder}byteorder" in places:
-        order = places[f"{folder}byteorder"].read(content)
+        order = bytes(places[f"{folder}byteorder"].read(content)[:9])
     if order not in _BYTE_ORDERS:
         raise ValueError("its byte order is neither little nor big")
-    pickled = io.BytesIO(places[pickles[0]].read(content))
     load_storage = functools.partial(_storage, folder=f"{folder}data/")
-    root = _read_pickle(pickled, persistent_load=load_storage)
+    pickled = places[pickles[0]].read(content)
+    root, _ = _read_pickle(pickled, persistent_load=load_storage)
     return root, places, _BYTE_ORDERS[order]
 
 
-def _zip_places(content: mmap.mmap) -> dict[str, _Place]:
-    """Return where the data of each entry of a zip archive lies."""
-    with zipfile.ZipFile(content) as archive:
-        infos = archive.infolist()
+def _zip_places(content: memoryview) -> dict[str, _Place]:
+    """Return where the data of each entry of a zip archive lies.
+
+    Programs that find several directories in a file may differ in which they believe.
+    So there must be only one, at the very end.
+    """
+    directory, start = _directory(content)
+    entries, at = [], 0
+    while at < len(directory):
+        signature, flags, method, checksum, packed, size, *lengths, offset = (
+            _ENTRY.unpack_from(directory, at)
+        )
+        if signature != b"PK\1\2" or _MAX_OFFSET in (size, offset):
+            raise ValueError("its directory is damaged, or the file is above 4 GB")
+        if method or flags & 1 or packed != size:
+            raise ValueError("its entries are compressed or encrypted, not PyTorch's")
+        name = bytes(directory[at + _ENTRY.size :][: lengths[0]])
+        entries.append((offset, name, size, checksum))
+        at += _ENTRY.size + sum(lengths)
     # Some programs disregard case.
-    if len({info.filename.lower() for info in infos}) < len(infos):
+    if len({name.lower() for _, name, *_ in entries}) < len(entries):
         raise ValueError("it has several entries of one name")
     places, end = {}, 0
-    for info in sorted(infos, key=lambda info: info.header_offset):
-        if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1:
-            raise ValueError("its entries are compressed or encrypted, not PyTorch's")
-        start = info.header_offset
-        header = content[start : start + 30]
-        if start < end or not header.startswith(ZIP_MAGIC):
+    for offset, name, size, checksum in sorted(entries):
+        is_header = content[offset : offset + 4] == ZIP_MAGIC
+        if offset < end or not is_header or offset + _HEADER.size > start:
             raise ValueError("its entries overlap or are not where its directory says")
-        # A header is followed by a name and extra fields of these lengths.
-        start += 30 + sum(struct.unpack("<26x2H", header))
-        end = start + info.file_size
-        check_claim("entries", end, len(content))
-        places[info.filename] = _Place(start, info.file_size, info.CRC)
+        lengths = _HEADER.unpack_from(content, offset)
+        offset += _HEADER.size
+        if content[offset : offset + lengths[0]] != name:
+            raise ValueError("its entries have other names in its directory")
+        offset += sum(lengths)
+        end = offset + size
+        check_claim("entries", end, start)
+        places[name.decode("latin1")] = _Place(offset, size, checksum)
     return places
 
 
-def _open_legacy(content: mmap.mmap) -> tuple[object, dict[str, _Place]]:
+def _directory(content: memoryview) -> tuple[memoryview, int]:
+    """Return the directory at the end of a zip archive, and where it starts."""
+    end = max(len(content) - _END.size, 0)
+    signature, size, start = _END.unpack_from(content, end)
+    at = end - _LONG_END.size
+    if at >= 0 and content[at : at + 4] == b"PK\6\6":  # PyTorch writes both.
+        _, size, start = _LONG_END.unpack_from(content, at)
+        end = at
+    if signature != b"PK\5\6" or start + size != end:
+        raise ValueError("its directory is not at its end: it is cut off or damaged")
+    if size > _MAX_DIRECTORY:
+        raise ValueError(f"its directory has more than {_MAX_DIRECTORY:,} bytes")
+    return content[start:end], start
+
+
+def _open_legacy(content: memoryview) -> tuple[object, dict[str, _Place]]:
     dtypes: dict[str, np.dtype] = {}
 
     def load_storage(identifier: object) -> _Storage:
@@ -175,13 +207,14 @@ def _open_legacy(content: mmap.mmap) -> tuple[object, dict[str, _Place]]:
             raise ValueError(f"its storage {storage.key} is of two types")
         return storage
 
+    start = 0
     for _ in ("magic number", "version of the format", "system"):
-        _read_pickle(content)
-    root = _read_pickle(content, persistent_load=load_storage)
-    keys = _read_pickle(content)
+        _, start = _read_pickle(content, start)
+    root, start = _read_pickle(content, start, persistent_load=load_storage)
+    keys, start = _read_pickle(content, start)
     if not isinstance(keys, list):
         raise ValueError("it has no list of storages")
-    storages, start = {}, content.tell()
+    storages = {}
     for key in map(as_text, keys):
         if key not in dtypes or key in storages:
             raise ValueError(f"its storage {key} belongs to no tensor or comes twice")
@@ -237,8 +270,8 @@ def _tensor(name: str, node: object) -> _Tensor | None:
     raise ValueError(f"{name}: its pickle describes a tensor in an unknown way")
 
 
-def _array(name: str, tensor: _Tensor, data: bytes, byte_order: str) -> np.ndarray:
-    """Return the numbers of a tensor in its storage, half precision as float32."""
+def _array(name: str, tensor: _Tensor, data: memoryview, byte_order: str) -> np.ndarray:
+    """Return the numbers of a tensor in its storage."""
     storage, offset, shape, strides = tensor
     item = storage.dtype.itemsize
     if 0 in shape:
@@ -251,5 +284,4 @@ def _array(name: str, tensor: _Tensor, data: bytes, byte_order: str) -> np.ndarr
     # numpy swaps the bytes of integers, but not those of bfloat16.
     start, steps = (storage.start + offset) * item, [step * item for step in steps]
     bits = np.ndarray(shape, f"{byte_order}u{item}", data, start, steps)
-    numbers = bits.astype(f"=u{item}", copy=False).view(storage.dtype)
-    return numbers.astype(np.float32) if item == 2 else numbers
+    return bits.astype(f"=u{item}", copy=False).view(storage.dtype)

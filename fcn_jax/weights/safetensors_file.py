@@ -16,7 +16,7 @@ from fcn_jax.files import reading
 from fcn_jax.models.fcn import FCN, fields_of
 from fcn_jax.network import Network
 from fcn_jax.weights import tensors
-from fcn_jax.weights.layers import WeightFile
+from fcn_jax.weights.layers import WeightFile, is_float
 from fcn_jax.weights.torch_names import from_state_dict
 
 _FORMAT = "fcn_jax"
@@ -56,7 +56,7 @@ def read(path: str | Path) -> WeightFile:
     layers, unused = {}, []
     for name, tensor in arrays.items():
         match name.split("/"):
-            case ["body" | "head", layer, part]:
+            case ["body" | "head", layer, part] if is_float(tensor):
                 layers.setdefault(layer, {})[part] = tensor
             case _:
                 unused.append(name)
@@ -94,7 +94,7 @@ def _network(path: str | Path, metadata: dict[str, str]) -> Network:
     try:
         return Network({}, model, **fields)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{path} has damaged metadata: {error}") from error
+        raise ValueError(f"{path} has damaged metadata: {str(error):.300}") from error
 
 
 def _model(path: str | Path, fields: dict) -> FCN:
@@ -110,7 +110,8 @@ def _model(path: str | Path, fields: dict) -> FCN:
         return FCN(**fields)
     except ValueError as error:
         raise ValueError(
-            f"{path} describes a network that this fcn_jax does not know: {error}"
+            f"{path} describes a network that this fcn_jax does not know: "
+            f"{str(error):.300}"
         ) from error
 
 

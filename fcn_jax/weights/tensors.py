@@ -17,6 +17,7 @@ from fcn_jax.files import replacing
 
 _DTYPES = {"float32": "F32", "int32": "I32"}
 _DIGEST, _NO_DIGEST = "sha256", 64 * "0"
+_MAX_HEADER = 2**20  # An FCN-8s takes about 5,000 bytes, with 255 classes 20,000.
 
 
 def write(
@@ -59,7 +60,7 @@ def read(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
         ValueError: if the file is damaged, or holds a type that numpy lacks.
         OSError: if it cannot be opened.
     """
-    open(path, "rb").close()  # safetensors would take any OSError for damage.
+    _check_header(path)
     try:
         with safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
@@ -71,6 +72,20 @@ def read(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     except (AttributeError, TypeError) as error:  # such as floats of 8 bits
         raise ValueError(f"{path} holds a type that numpy lacks: {error}") from error
     return arrays, metadata
+
+
+def _check_header(path: str | Path) -> None:
+    """Raise ValueError if the header is far larger than that of any network.
+
+    A small file of short entries would become many times its size in memory.
+    """
+    with open(path, "rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+    if size > _MAX_HEADER:
+        raise ValueError(
+            f"{path} is not a readable safetensors file: its header has {size:,} "
+            f"bytes, more than {_MAX_HEADER:,}"
+        )
 
 
 def check_digest(path: str | Path, metadata: Mapping[str, str]) -> None:

@@ -18,6 +18,7 @@ from fcn_jax.weights.layers import (
     UPSAMPLINGS,
     WeightFile,
     from_chw,
+    is_float,
     reversed_colors,
 )
 
@@ -78,13 +79,15 @@ def from_state_dict(tensors: Mapping[str, np.ndarray]) -> WeightFile:
     is that of Caffe's VGG-16.
 
     Args:
-        tensors: float arrays by their PyTorch names, with or without the "module." of
-            ``DataParallel``.
+        tensors: arrays by their PyTorch names, with or without the "module." of
+            ``DataParallel``. Those of other types than floats are left unused.
 
     Returns:
         The layers; none if the names belong to another network.
     """
-    keys = {key.removeprefix("module."): key for key in tensors}
+    keys = {
+        key.removeprefix("module."): key for key in tensors if is_float(tensors[key])
+    }
     layers, used = {}, set()
     for torch_name, name in _NAMES.items():
         parts = {"kernel": f"{torch_name}.weight", "bias": f"{torch_name}.bias"}
@@ -129,5 +132,7 @@ def _for_rgb(kernel: np.ndarray, pixels: str) -> np.ndarray:
     if kernel.ndim != 4 or kernel.shape[2] != 3:
         return kernel
     if pixels == "torchvision":
-        return kernel / (255 * _STD)[:, None]
+        # Computed in float64, without an array of it.
+        scaled = np.empty(kernel.shape, np.result_type(kernel, np.float32))
+        return np.divide(kernel, (255 * _STD)[:, None], out=scaled, casting="same_kind")
     return reversed_colors("conv1_1", kernel) if pixels == "bgr" else kernel

@@ -70,6 +70,47 @@ def test_inspect_of_a_classifier_without_a_bias_tells_its_kernel():
     assert lines[6].split()[:3] == ["fc8", "kernel", "1x1x4x2"]
 
 
+def test_inspect_writes_names_that_would_control_a_terminal_in_letters():
+    content = WeightFile({}, (1.0, 2.0, 3.0), "\ud83d", unused=("\x1b[2J", "a\nb", "ä"))
+    lines = describe("a", content).splitlines()
+    assert lines[2].startswith(r"from \ud83d; below")
+    assert lines[-1] == r"not used: \x1b[2J, a\nb, ä"
+
+
+def test_inspect_of_very_many_unused_names_counts_them():
+    unused = tuple(map(str, range(150)))
+    line = describe("a", WeightFile({}, (1.0, 2.0, 3.0), "", unused)).splitlines()[-1]
+    assert line.startswith("not used: 0, 1, 2,")
+    assert line.endswith(", 98, 99, ... and 50 more")
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, ">f4", np.float64])
+def test_inspect_of_a_large_view_tells_its_statistics(dtype):
+    numbers = np.random.default_rng(0).normal(size=(5, 3, 10_000)).astype(dtype)
+    for array in (
+        numbers,
+        numbers.T,
+        numbers[::2, ::-1],
+        np.broadcast_to(numbers, (2, 5, 3, 10_000)),
+    ):
+        content = WeightFile({"fc6": {"kernel": array}}, (1.0, 2.0, 3.0), "a test")
+        exact = array.astype(np.float64)
+        statistics = exact.min(), exact.mean(), exact.std(), exact.max()
+        (row,) = (line for line in describe("a", content).splitlines() if "fc6" in line)
+        found = [float(x) for x in row.split()[4:]]
+        np.testing.assert_allclose(found, statistics, rtol=1e-3, atol=1e-9)
+
+
+def test_inspect_of_numbers_that_are_not_finite_shows_them():
+    layers = {"fc6": {"kernel": np.array([1.0, np.nan])}}
+    layers |= {"fc7": {"kernel": np.array([-1.0, 1e300])}}
+    lines = describe("a", WeightFile(layers, (1.0, 2.0, 3.0), "a test")).splitlines()
+    assert [line.split()[4:] for line in lines if line.startswith("fc")] == [
+        ["nan", "nan", "nan", "nan"],
+        ["-1", "inf", "nan", "inf"],
+    ]
+
+
 def test_inspect_of_a_file_that_does_not_fit_shows_it_and_fails(
     tmp_path, reference, weights, capsys
 ):

@@ -46,12 +46,17 @@ def layers_of(*scores):
 
 def test_layers_tell_the_variant_the_classes_and_the_width():
     file = WeightFile(layers_of("score_fr", "score_pool4"), MEAN, "a test")
-    assert network_of(file) == FCN(
+    assert network_of("a.pth", file) == FCN(
         "fcn16s", 6, geometry="caffe", mean=MEAN, width=1 / 4
     )
-    assert network_of(WeightFile(layers_of(), MEAN, "a test")) is None
-    with pytest.raises(ValueError, match="score_pool3 but no score_pool4"):
-        network_of(WeightFile(layers_of("score_fr", "score_pool3"), MEAN, "a test"))
+    assert network_of("a.pth", WeightFile(layers_of(), MEAN, "a test")) is None
+    with pytest.raises(
+        ValueError,
+        match="a.pth holds no network: it has score_pool3 but no score_pool4",
+    ):
+        network_of(
+            "a.pth", WeightFile(layers_of("score_fr", "score_pool3"), MEAN, "a test")
+        )
 
 
 def test_shapes_are_those_of_the_definition():

@@ -203,6 +203,34 @@ def test_read_odd_first_layer_is_a_mismatch(tmp_path, kernel):
         load.read(tmp_path / "odd")
 
 
+def test_read_weights_stay_when_the_file_changes(tmp_path, reference, torch_files):
+    body = random_body()
+    pairs = {
+        name: [layer["kernel"].transpose(3, 2, 0, 1), layer["bias"]]
+        for name, layer in body.items()
+    }
+    state = {f"{name}.weight": kernel for name, (kernel, _) in pairs.items()}
+    state |= {f"{name}.bias": bias for name, (_, bias) in pairs.items()}
+    for path in (
+        write_npy(tmp_path / "a.npy", body),
+        reference.write_caffemodel(tmp_path / "a.caffemodel", pairs),
+        torch_files.write_zip(tmp_path / "a.pth", state),
+        torch_files.write_legacy(tmp_path / "b.pth", state),
+    ):
+        params = load.read(path).params
+        before = jax.tree.map(np.copy, params)
+        with open(path, "r+b") as file:
+            file.write(bytes(path.stat().st_size))
+        assert_same(params, before)
+
+
+def test_read_of_a_width_that_no_network_has_names_the_file(tmp_path):
+    tensors = {"features.0.weight": np.ones(3), "features.0.bias": np.ones(64_001)}
+    save_file(tensors, tmp_path / "odd")
+    with pytest.raises(ValueError, match="odd holds no VGG-16: width = 1000.015625"):
+        load.read(tmp_path / "odd")
+
+
 @pytest.mark.parametrize(
     ("content", "problem"),
     [

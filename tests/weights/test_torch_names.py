@@ -114,7 +114,7 @@ def test_from_state_dict_all_thirteen_convolutions_are_found():
 
 
 def test_from_state_dict_conv1_1_on_raw_rgb_equals_torch_on_normalised_rgb():
-    tensors = state_dict(TORCHVISION)
+    tensors = {name: np.float64(a) for name, a in state_dict(TORCHVISION).items()}
     layers, mean_rgb, source, *_ = from_state_dict(tensors)
     image = np.random.default_rng(1).uniform(0, 255, (6, 5, 3))
     kernel = np.moveaxis(tensors["features.0.weight"], (2, 3, 1, 0), (0, 1, 2, 3))
@@ -250,6 +250,30 @@ def test_from_state_dict_lists_what_it_does_not_use():
     content = from_state_dict(tensors)
     assert content.unused == ("features.28.weight", "module.features.1.running_mean")
     assert "conv5_3" not in content.layers
+
+
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, np.float32])
+def test_from_state_dict_divides_once_and_rounds_once(dtype):
+    tensors = {name: a.astype(dtype) for name, a in state_dict(TORCHVISION).items()}
+    kernel = from_state_dict(tensors).layers["conv1_1"]["kernel"]
+    wanted = tensors["features.0.weight"].astype(np.float64).transpose(2, 3, 1, 0)
+    wanted = np.float32(wanted / (255 * STD[:, None]))
+    assert kernel.dtype == np.float32
+    np.testing.assert_array_equal(kernel, wanted)
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.uint64, bool, np.complex64])
+def test_from_state_dict_leaves_other_types_than_floats_unused(dtype):
+    tensors = state_dict(TORCHVISION)
+    for name in ("features.0.weight", "classifier.6.bias"):
+        tensors[name] = np.ones(tensors[name].shape, dtype)
+    content = from_state_dict(tensors)
+    assert set(content.layers) == {"conv5_3", "fc6", "fc7"}
+    assert set(content.unused) == {
+        f"{layer}.{part}"
+        for layer in ("features.0", "classifier.6")
+        for part in ("weight", "bias")
+    }
 
 
 def test_from_state_dict_of_another_network_has_no_layers():

@@ -121,7 +121,7 @@ def machine() -> str:
     if not ON_CPU:
         return jax.devices()[0].device_kind
     name, info = platform.processor() or platform.machine(), Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
+    lines = info.read_text("utf-8").splitlines() if info.exists() else []
     names = [line.split(":")[1] for line in lines if line.startswith("model name")]
     # Those that this process may use, where the system tells.
     affinity = getattr(os, "sched_getaffinity", lambda _: range(os.cpu_count() or 1))

@@ -1,10 +1,12 @@
 """The command line: python -m fcn_jax COMMAND, see --help."""
 
 import argparse
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import jax
 import numpy as np
 
 from fcn_jax.evaluation.evaluate import evaluate
@@ -25,6 +27,7 @@ from fcn_jax.training.command import train_and_report
 from fcn_jax.training.config import CONFIG_FILE, Config, load_config, make_source
 from fcn_jax.training.overrides import config_help, read_config, split_overrides
 from fcn_jax.training.recipes import voc_data
+from fcn_jax.training.verify import assert_same_network, verdict_table, verify_run
 from fcn_jax.visualize import save_labels
 from fcn_jax.weights.describe import describe
 from fcn_jax.weights.load import check_fit, load, read_file, save
@@ -59,10 +62,18 @@ def main(argv: list[str] | None = None) -> int:
         parser.error(f"unrecognized arguments: {' '.join(strange)}")
     try:
         return args.command(args)
-    except (ValueError, FloatingPointError, OSError, KeyboardInterrupt) as error:
+    except KeyboardInterrupt as error:
         reason = str(error) or "interrupted"
-        print(f"fcn_jax {args.name}: {reason}", file=sys.stderr)
-        return 1
+    except MemoryError as error:
+        reason = f"the memory is full: {error}"
+    except (ValueError, FloatingPointError, OSError) as error:
+        reason = str(error)
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        reason = f"the memory of the device is full: {error}"
+    print(f"fcn_jax {args.name}: {reason}", file=sys.stderr)
+    return 1
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -134,7 +145,8 @@ def _add_network_commands(add_command: Callable) -> None:
     add("--out", type=Path, required=True, metavar="FILE.npz")
     add("--output", choices=OUTPUTS, default="labels", help="default: labels")
 
-    add = add_command("inspect", _inspect, "describe a weight file")
+    about = "describe a weight file, or verify all files of a run"
+    add = add_command("inspect", _inspect, about)
     add("file", metavar="FILE", help=_WEIGHTS)
 
     convert = "convert a weight file of any kind to safetensors"
@@ -148,6 +160,7 @@ def _network(args: argparse.Namespace) -> tuple[Network, Config | None]:
     if not args.run:
         return load(args.weights), None
     config, net = load_config(args.run / CONFIG_FILE), load(args.run)
+    assert_same_network(args.run, config, net)
     # Runs of older versions keep the size in the config alone.
     return net.replace(size=net.size or config.data.size), config
 
@@ -185,7 +198,8 @@ def _evaluate(args: argparse.Namespace) -> int:
             "model.in_channels set"
         )
     net = net.replace(class_names=config.class_names())
-    voc = out / "results" / "VOC2012" / "Segmentation" / f"comp6_{split}_cls"
+    split_name = _file_name(split)
+    voc = out / "results" / "VOC2012" / "Segmentation" / f"comp6_{split_name}_cls"
     found = evaluate(
         net,
         make_source(config, split),
@@ -195,11 +209,11 @@ def _evaluate(args: argparse.Namespace) -> int:
     print(table(found.figures))
     if published := beside_published(str(args.weights), split, found.figures):
         print(published)
-    write_report(out, found, palette=net.palette, suffix=f"_{split}")
-    print(f"Written: {out}/metrics_{split}.json, {out}/results_{split}.png")
+    write_report(out, found, palette=net.palette, suffix=f"_{split_name}")
+    print(f"Written: {out}/metrics_{split_name}.json, {out}/results_{split_name}.png")
     if args.save_confusion:
-        write_confusion(out / f"confusion_{split}.csv", found)
-        print(f"Written: {out}/confusion_{split}.csv")
+        write_confusion(out / f"confusion_{split_name}.csv", found)
+        print(f"Written: {out}/confusion_{split_name}.csv")
     if args.save_predictions:
         print(f"Written: {voc}/")
     return 0
@@ -235,9 +249,18 @@ def _label_saver(folder: Path, palette: Palette) -> Callable[[str, np.ndarray], 
 
     def save(name: str, labels: np.ndarray) -> None:
         # The stem alone: a name such as ../../x must not lead out of the folder.
-        save_labels(folder / f"{Path(name).stem}.png", labels, palette)
+        stem = _file_name(Path(name).stem)
+        save_labels(folder / f"{stem}.png", labels, palette)
 
     return save
+
+
+def _file_name(name: str) -> str:
+    """Replace what the names of files must not have on Windows, such as the colon.
+
+    TFDS has splits such as "train[:100]".
+    """
+    return re.sub(r'[<>:"/\\|?*]', "_", name)
 
 
 def _predict(args: argparse.Namespace) -> int:
@@ -282,10 +305,23 @@ def _export(args: argparse.Namespace) -> int:
 
 
 def _inspect(args: argparse.Namespace) -> int:
+    if Path(args.file).is_dir():
+        return _inspect_run(Path(args.file))
     file = read_file(args.file)
     print(describe(args.file, file))
     check_fit(args.file, file)
     return 0
+
+
+def _inspect_run(workdir: Path) -> int:
+    verdicts = verify_run(workdir)
+    print(verdict_table(verdicts))
+    if all(verdict.is_whole for verdict in verdicts):
+        return 0
+    raise ValueError(
+        f"{workdir} is not whole: the command that trained it goes on from the last "
+        "whole checkpoint, and writes what it can anew"
+    )
 
 
 def _convert(args: argparse.Namespace) -> int:

@@ -25,25 +25,6 @@ MODES = ("sharded", "pmap", "none")
 AXIS = "batch"
 
 
-def global_state(state: Any) -> Any:
-    """Return a state as arrays that span all processes, as a checkpoint needs it.
-
-    Args:
-        state: on every device of this process, as `Parallel.step` returns it.
-    """
-    if jax.process_count() == 1:
-        return state
-    everywhere = NamedSharding(_mesh(all_devices()), PartitionSpec())
-
-    def to_global(x: jax.Array) -> jax.Array:
-        if not x.is_fully_addressable:
-            return x
-        copies = [shard.data for shard in x.addressable_shards]
-        return jax.make_array_from_single_device_arrays(x.shape, everywhere, copies)
-
-    return jax.tree.map(to_global, state)
-
-
 @dataclasses.dataclass
 class Parallel:
     """Run a step on the devices that `make_parallel` chose.

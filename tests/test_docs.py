@@ -10,36 +10,40 @@ from fcn_jax.__main__ import main
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
-PAGES = [README, *sorted(ROOT.glob("docs/*.md"))]
+PAGES = [README, ROOT / "SECURITY.md", *sorted(ROOT.glob("docs/*.md"))]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.M | re.S)
 
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
 
 def python_blocks(page):
-    return [code for kind, code in FENCE.findall(page.read_text()) if kind == "python"]
+    return [
+        code
+        for kind, code in FENCE.findall(page.read_text("utf-8"))
+        if kind == "python"
+    ]
 
 
 def anchors(page):
     """The anchors that GitHub gives the headings of a page."""
-    prose = FENCE.sub("", page.read_text())
+    prose = FENCE.sub("", page.read_text("utf-8"))
     titles = re.findall(r"^#+ (.+)$", prose, re.M)
     return [re.sub(r"[^\w\- ]", "", t.lower()).replace(" ", "-") for t in titles]
 
 
 def commands(page):
     """The commands of indented blocks, with continued lines joined."""
-    text = page.read_text().replace("\\\n", " ")
+    text = page.read_text("utf-8").replace("\\\n", " ")
     return re.findall(r"^    (python .+)$", text, re.M)
 
 
 def test_readme_is_short():
-    assert len(README.read_text().split()) < 1200
+    assert len(README.read_text("utf-8").split()) < 1200
 
 
 @each_page
 def test_links_lead_to_files_and_headings(page):
-    for link in re.findall(r"\]\(([^)\s]+)\)", FENCE.sub("", page.read_text())):
+    for link in re.findall(r"\]\(([^)\s]+)\)", FENCE.sub("", page.read_text("utf-8"))):
         if link.startswith(("https://", "http://")):
             continue
         file, _, anchor = link.partition("#")
@@ -62,7 +66,9 @@ def test_python_compiles_and_its_imports_exist(page):
 
 @each_page
 def test_names_of_fcn_jax_exist(page):
-    for name in set(re.findall(r"\bfcn_jax(?:\.[A-Za-z_]\w*)+", page.read_text())):
+    for name in set(
+        re.findall(r"\bfcn_jax(?:\.[A-Za-z_]\w*)+", page.read_text("utf-8"))
+    ):
         pkgutil.resolve_name(name)
 
 
@@ -85,18 +91,18 @@ def test_commands_have_their_options(page, capsys):
 def test_files_that_are_named_exist(page):
     folders = "benchmarks|configs|docs|examples|fcn_jax|tests"
     named = rf"(?<![\w/.])(?:{folders})/[\w/]+\.\w+"
-    for file in re.findall(named, page.read_text()):
+    for file in re.findall(named, page.read_text("utf-8")):
         assert (ROOT / file).exists(), file
 
 
 @each_page
 def test_no_path_of_a_machine_is_named(page):
-    own = re.findall(r"(?<![\w.])/(?:work|tmp|home|root)\b.*", page.read_text())
+    own = re.findall(r"(?<![\w.])/(?:work|tmp|home|root)\b.*", page.read_text("utf-8"))
     assert not own
 
 
 def test_design_names_every_module():
-    tree = (ROOT / "docs" / "design.md").read_text().partition("## Layers")[0]
+    tree = (ROOT / "docs" / "design.md").read_text("utf-8").partition("## Layers")[0]
     words = set(re.findall(r"\w+", tree))
     modules = {path.stem for path in ROOT.glob("fcn_jax/**/*.py")}
     assert modules <= words, modules - words

@@ -1,11 +1,21 @@
+import errno
 import json
+import logging
 import os
+import shutil
+import socket
 import subprocess
 import sys
 
 import pytest
 
-from fcn_jax.files import owning, replacing, write_json
+from fcn_jax.files import (
+    WriteError,
+    owning,
+    remove_leftovers,
+    replacing,
+    write_json,
+)
 
 
 def test_replacing_moves_the_whole_file(tmp_path):
@@ -20,11 +30,50 @@ def test_replacing_moves_the_whole_file(tmp_path):
 def test_replacing_leaves_the_old_file_when_writing_fails(tmp_path):
     path = tmp_path / "a.txt"
     path.write_text("old")
-    with pytest.raises(OSError, match="disk full"), replacing(path) as unfinished:
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    with pytest.raises(WriteError) as caught, replacing(path) as unfinished:
         unfinished.write_text("ha")
-        raise OSError("disk full")
+        raise full
+    assert str(caught.value) == (
+        f"cannot write {path}: No space left on device; what was there before is kept"
+    )
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_folder_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    target = tmp_path / "file" / "a.txt"
+    with pytest.raises(WriteError, match=f"cannot write {target}: "):
+        with replacing(target):
+            pass
+    with pytest.raises(WriteError, match=f"cannot write {tmp_path / 'file'}: "):
+        with owning(tmp_path / "file"):
+            pass
+
+
+def test_longest_name_of_a_file_is_written(tmp_path):
+    path = tmp_path / ("ü" * 120 + ".txt")
+    with replacing(path, durable=True) as unfinished:
+        unfinished.write_text("whole")
+    assert path.read_text() == "whole"
+
+
+def test_leftovers_of_killed_processes_are_removed_and_no_others(tmp_path):
+    code = (
+        "import os, pathlib, sys\nfrom fcn_jax.files import replacing\n"
+        "with replacing(pathlib.Path(sys.argv[1])) as unfinished:\n"
+        "    unfinished.touch(); os.kill(os.getpid(), 9)"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "a.txt")])
+    [left] = tmp_path.iterdir()
+    host = socket.gethostname()
+    kept = [f".a.txt.{host}.{os.getppid()}.tmp", ".a.txt.elsewhere.1.tmp", ".a.tmp"]
+    for name in kept:
+        (tmp_path / name).touch()
+    remove_leftovers(tmp_path)
+    assert not left.exists()
+    assert {path.name for path in tmp_path.iterdir()} == set(kept)
 
 
 def test_write_json_is_read_back(tmp_path):
@@ -85,12 +134,21 @@ def test_folder_has_one_owner_until_it_is_let_go(tmp_path):
         pass
 
 
-def test_folder_of_a_killed_process_is_free(tmp_path):
+def test_folder_of_a_killed_process_is_free(tmp_path, caplog):
     code = (
         "import os, pathlib, sys\nfrom fcn_jax.files import owning\n"
         "with owning(pathlib.Path(sys.argv[1])): os.kill(os.getpid(), 9)"
     )
     killed = subprocess.run([sys.executable, "-c", code, str(tmp_path)])
     assert killed.returncode == -9 and (tmp_path / ".owner").exists()
-    with owning(tmp_path):
+    with caplog.at_level(logging.INFO), owning(tmp_path):
         pass
+    assert f"taking {tmp_path} over from process " in caplog.text
+
+
+def test_owner_learns_that_its_folder_is_gone(tmp_path):
+    with owning(tmp_path / "run") as check:
+        check()
+        shutil.rmtree(tmp_path / "run")
+        with pytest.raises(OSError, match="run was deleted or moved while it was in"):
+            check()

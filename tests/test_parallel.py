@@ -110,9 +110,8 @@ def train(model, mode, out, workdir=None, save_at=0, steps=STEPS, accumulate=1):
     parallel, train_step = make_step(model, mode, accumulate)
     state, start = first_state(MODELS[model]), 0
     checkpoints = Checkpoints(Path(workdir), keep=5) if workdir else None
-    if checkpoints and checkpoints.latest_step():
-        state = checkpoints.restore(state)
-        start = int(state.step)
+    if saved := checkpoints and checkpoints.newest():
+        state, start = saved.state(state), saved.step
     write(f"{out}.first", state)
     state = parallel.put_state(state)
     batches = train_batches(
@@ -128,13 +127,12 @@ def train(model, mode, out, workdir=None, save_at=0, steps=STEPS, accumulate=1):
         state, metrics = train_step(state, batch, jax.random.key(7))
         print(f"step {step} loss {float(metrics['loss'])}", flush=True)
         stop = preempted(step)
-        if stop or step == save_at:
-            checkpoints.save(state)
+        if (stop or step == save_at) and is_main():
+            one = parallel.one_copy(state)
+            checkpoints.save(one, config={}, best=None, progress={}, log="")
         if stop:
             print(f"stopped at {step}")
             break
-    if checkpoints:
-        checkpoints.close()
     write(f"{out}.last", parallel.one_copy(state))
 
 
@@ -158,7 +156,8 @@ def losses(out, ways):
             state, metrics = train_step(state, put, jax.random.key(7))
         name = f"{out}-{loss}-{mode}-{accumulate}"
         write(name, parallel.one_copy(state))
-        Path(f"{name}.json").write_text(json.dumps(jax.tree.map(float, metrics)))
+        figures = json.dumps(jax.tree.map(float, metrics))
+        Path(f"{name}.json").write_text(figures, "utf-8")
 
 
 def padded_batch():
@@ -249,14 +248,14 @@ class Processes:
         self.logs = [folder / f"{i}.txt" for i in range(len(commands))]
         self.running = []
         for command, log in zip(commands, self.logs, strict=True):
-            with log.open("w") as file:
+            with log.open("w", encoding="utf-8") as file:
                 started = subprocess.Popen(
                     command, env=env, cwd=folder, stdout=file, stderr=file
                 )
             self.running.append(started)
 
     def text(self, index=0):
-        return self.logs[index].read_text()
+        return self.logs[index].read_text("utf-8")
 
     def wait_for(self, found):
         deadline = time.monotonic() + LONG
@@ -354,7 +353,7 @@ def test_devices_reach_with_each_loss_what_one_reaches(start, folder):
 
     def result(mode, accumulate, loss):
         name = f"{out}-{loss}-{mode}-{accumulate}"
-        return read(name), json.loads(Path(f"{name}.json").read_text())
+        return read(name), json.loads(Path(f"{name}.json").read_text("utf-8"))
 
     expected = {loss: result("none", 1, loss) for loss in LOSSES}
     assert len({state["params"].tobytes() for state, _ in expected.values()}) == 4
@@ -437,7 +436,7 @@ def test_killed_process_ends_the_others_and_a_restart_resumes(start, folder, exp
         layout = {"processes": 2, "devices": 2, "timeout": timeout}
         runs.append(start((*job, ENDLESS), **layout))
     for victim, run in enumerate(runs):
-        run.wait_for(Path(f"{folder}/kill{victim}.workdir/3").exists)
+        run.wait_for(Path(f"{folder}/kill{victim}.workdir/3.safetensors").exists)
         run.running[victim].kill()
     killed = time.monotonic()
     for victim, run in enumerate(runs):
@@ -457,7 +456,7 @@ def test_sigterm_to_one_process_stops_all_after_the_same_step(start, folder):
     run.end()
     stops = [int(re.search(r"stopped at (\d+)", run.text(i))[1]) for i in range(2)]
     assert stops == [read(f"{out}.last", i)["step"] for i in range(2)]
-    assert [str(stops[0])] == [path.name for path in workdir.iterdir()]
+    assert [f"{stops[0]}.safetensors"] == [path.name for path in workdir.iterdir()]
 
 
 def test_state_put_on_devices_is_a_copy_that_its_step_uses_up():

@@ -2,6 +2,9 @@
 
 import collections
 import functools
+import multiprocessing
+import os
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -86,7 +89,9 @@ def train_batches(
     if workers:
         if not flags.FLAGS.is_parsed():  # In a notebook; grain reads absl flags.
             flags.FLAGS.mark_as_parsed()
-        batches = batches.mp_prefetch(grain.MultiprocessingOptions(workers))
+        batches = batches.mp_prefetch(
+            grain.MultiprocessingOptions(workers), worker_init_fn=_end_with_parent
+        )
     return iter(batches)
 
 
@@ -120,6 +125,19 @@ def prefetch_to_device(
         yield ahead.popleft()
     if not isinstance(end, StopIteration):
         raise end
+
+
+def _end_with_parent(worker: int, workers: int) -> None:
+    """End this reading process when its parent is killed, which could not end it.
+
+    Shared memory is then freed too, by the tracker that Python starts for it.
+    """
+
+    def watch() -> None:
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _draw(source: Any, _: int, rng: np.random.Generator) -> dict:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import importlib.util
 import io
 import os
 from collections.abc import Callable, Sequence
@@ -112,6 +113,11 @@ class TfdsSource:
 
 def _prepared_builder(name: str, data_dir: str, manual_dir: str) -> Any:
     """Return the tfds.core.DatasetBuilder of a prepared data set."""
+    if importlib.util.find_spec("array_record") is None:
+        raise ValueError(
+            f"{name} needs the package array_record, which does not exist for Windows: "
+            "use Linux or macOS, or put images and masks into folders"
+        )
     builder = _builder(name, data_dir)
     if not builder.info.initialized:
         _prepare(builder, name, manual_dir)

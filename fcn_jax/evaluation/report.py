@@ -64,7 +64,10 @@ def beside_published(name: str, split: str, figures: dict[str, Any]) -> str:
 def write_confusion(path: Path, evaluation: Evaluation) -> None:
     """Write a confusion matrix as CSV, a row for each true class, in pixels."""
     names, confusion = evaluation.class_names, evaluation.confusion
-    with replacing(path) as unfinished, open(unfinished, "w", newline="") as file:
+    with (
+        replacing(path) as unfinished,
+        open(unfinished, "w", encoding="utf-8", newline="") as file,
+    ):
         writer = csv.writer(file)
         writer.writerow(["true \\ predicted", *names])
         for name, row in zip(names, confusion.tolist(), strict=True):
@@ -72,12 +75,7 @@ def write_confusion(path: Path, evaluation: Evaluation) -> None:
 
 
 def write_report(
-    folder: Path,
-    evaluation: Evaluation,
-    *,
-    palette: Palette = (),
-    suffix: str = "",
-    **extra: Any,
+    folder: Path, evaluation: Evaluation, *, palette: Palette = (), suffix: str = ""
 ) -> None:
     """Write metrics.json and results.png.
 
@@ -86,13 +84,19 @@ def write_report(
         evaluation: with the examples to show.
         palette: one RGB colour for each class, or () for VOC's colours.
         suffix: comes before the dot, to tell several evaluations in one folder apart.
-        extra: other entries of metrics.json, such as the step.
     """
     # The picture first: metrics.json tells that the report is complete.
+    draw_results(folder, evaluation, palette=palette, suffix=suffix)
+    write_json(folder / f"metrics{suffix}.json", evaluation.figures)
+
+
+def draw_results(
+    folder: Path, evaluation: Evaluation, *, palette: Palette = (), suffix: str = ""
+) -> None:
+    """Write results.png as `write_report` does."""
     results_figure(
         folder / f"results{suffix}.png",
         evaluation.examples,
         evaluation.class_names,
         palette=palette,
     )
-    write_json(folder / f"metrics{suffix}.json", extra | evaluation.figures)

@@ -2,7 +2,7 @@
 
 import logging
 
-import absl.logging
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 from fcn_jax.evaluation.report import table
 from fcn_jax.processes import is_main
@@ -24,11 +24,11 @@ def train_and_report(
         ValueError, KeyboardInterrupt: as `train` does.
         FloatingPointError: as `train` does, with the fields that may help.
     """
-    absl.logging.use_absl_handler()  # Shows the messages of level INFO.
-    absl.logging.set_verbosity(absl.logging.WARNING)  # Orbax logs every detail.
+    logging.basicConfig(format="%(message)s")
     logging.getLogger("fcn_jax").setLevel(logging.INFO)
     try:
-        figures = train(config, workdir, allow_changes=allow_changes)
+        with logging_redirect_tqdm():  # Messages leave the progress bar whole.
+            figures = train(config, workdir, allow_changes=allow_changes)
     except FloatingPointError as error:
         advice = "see config.optim.learning_rate and config.optim.warmup_steps"
         raise FloatingPointError(f"{error}: {advice}") from error

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import hashlib
 import json
 import math
 import re
@@ -19,7 +20,7 @@ from fcn_jax.data.shapes import ShapesSource
 from fcn_jax.data.sources import FolderSource
 from fcn_jax.data.survey import BALANCES
 from fcn_jax.data.tfds_source import TfdsSource
-from fcn_jax.files import write_json
+from fcn_jax.files import reading, write_json
 from fcn_jax.models.fcn import FCN
 from fcn_jax.models.vgg import VGG_MEAN_RGB
 from fcn_jax.network import Network
@@ -32,6 +33,7 @@ from fcn_jax.weights.layers import shapes_of
 from fcn_jax.weights.transplant import EXTRA_INITS
 
 CONFIG_FILE = "config.json"  # In a run directory.
+_DIGEST = "sha256"  # The entry of the file with the digest of all others.
 DTYPES = ("float32", "bfloat16")
 SHAPES_TRAIN, SHAPES_EVAL = 4000, 100
 _OF_FOLDERS = (  # Fields of Data that FolderSource takes by the same names.
@@ -245,7 +247,7 @@ class Config:
     seed: int = 0
     eval_every: int = 0
     log_every: int = 20
-    keep_checkpoints: int = 1
+    keep_checkpoints: int = 2
 
     def class_names(self) -> tuple[str, ...]:
         """Return the class names, "class 0", "class 1", ... if the config has none."""
@@ -550,28 +552,46 @@ def fields(config: Any, *names: str) -> dict[str, Any]:
 
 
 def save_config(path: Path, config: Config) -> None:
-    """Write a config as JSON."""
-    write_json(path, dataclasses.asdict(config))
+    """Write a config as JSON, with a digest."""
+    values = dataclasses.asdict(config)
+    write_json(path, values | {_DIGEST: _digest(values)})
 
 
 def load_config(path: Path) -> Config:
     """Read a config that `save_config` wrote.
 
     Raises:
-        ValueError: if the file is missing or holds something else.
+        ValueError: if the file is missing or damaged, was edited, or holds something
+            else.
     """
     try:
-        values = json.loads(path.read_text())
+        with reading(path):
+            values = json.loads(path.read_text(encoding="utf-8"))
+        digest = values.pop(_DIGEST, None)  # Older files lack it.
+        if digest not in (None, _digest(values)):
+            raise ValueError("it is damaged, or was edited after it was written")
         model = values.get("model", {})
         if "mean_rgb" in model:  # Its name in older files.
             model["mean"] = model.pop("mean_rgb")
-        return _build(Config, values)
+        return config_of(values)
     except (FileNotFoundError, NotADirectoryError):
         raise ValueError(
             f"{path} is not there: {path.parent} is not the directory of a run"
         ) from None
-    except (TypeError, ValueError, AttributeError) as error:
-        raise ValueError(f"{path} is not a config of this version: {error}") from error
+    except (TypeError, ValueError, AttributeError, KeyError, RecursionError) as error:
+        raise ValueError(
+            f"{path} is not a config of this version: {error}; the command that made "
+            "the run writes it anew, and --weights with --config does without it"
+        ) from error
+
+
+def config_of(values: dict[str, Any]) -> Config:
+    """Return the config that `dataclasses.asdict` made these values of, as JSON."""
+    return _build(Config, values)
+
+
+def _digest(values: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def _build(kind: type, values: dict) -> Any:

@@ -8,7 +8,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,17 @@ from tqdm import tqdm
 from fcn_jax.data.loader import prefetch_to_device, train_batches
 from fcn_jax.data.shapes import ShapesSource
 from fcn_jax.data.sources import CheckedSource
-from fcn_jax.files import owning
+from fcn_jax.files import WriteError, owning, remove_leftovers
 from fcn_jax.parallel import Parallel, make_parallel
-from fcn_jax.processes import is_main, main_first, preempted, wait_for_all
+from fcn_jax.processes import (
+    is_main,
+    main_first,
+    preempted,
+    sum_over_processes,
+    wait_for_all,
+)
 from fcn_jax.training.augmentation import Transform, own_transform, training_augment
-from fcn_jax.training.checkpoint import Checkpoints
+from fcn_jax.training.checkpoint import FOLDER, Checkpoints
 from fcn_jax.training.config import (
     Config,
     check,
@@ -35,12 +41,12 @@ from fcn_jax.training.config import (
     prefixed,
 )
 from fcn_jax.training.faults import check_quickly
-from fcn_jax.training.log import Log, Meter, read_log
+from fcn_jax.training.log import LOG_FILE, Log, Meter, read_log
 from fcn_jax.training.optim import make_optimizer, make_schedule
-from fcn_jax.training.resume import assert_same_run, resume
+from fcn_jax.training.resume import assert_new_run, assert_same_run, resume
 from fcn_jax.training.start import random_key, start_or_resume
 from fcn_jax.training.steps import TrainState, make_train_step
-from fcn_jax.training.validation import Validation, read_best
+from fcn_jax.training.validation import Validation, restore_best
 from fcn_jax.visualize import learning_curves
 from fcn_jax.weights.download import fetch
 
@@ -84,12 +90,16 @@ def train(
 
     Raises:
         ValueError: if the config, the data or the weights cannot be used, or the
-            directory holds a run with other settings or is in use by another process.
+            directory holds a run with other settings, no checkpoint that is whole, or
+            is in use by another process.
+        OSError: if a file cannot be read or written, other than a picture, or a reading
+            process is killed. What was there before is kept, and the same call resumes.
         FloatingPointError: if the loss or the gradient is no longer finite.
         KeyboardInterrupt: on SIGINT or SIGTERM, after the current step is saved.
     """
     workdir, checked = Path(workdir), config
-    if any((workdir / "checkpoints").glob("[0-9]*")):  # The weights may be gone.
+    checkpoints = Checkpoints(workdir / FOLDER, keep=config.keep_checkpoints)
+    if checkpoints.steps():  # The weights may be gone.
         checked = dataclasses.replace(config, init_from="")
     check(checked)
     transform = own_transform(config, transform)
@@ -101,59 +111,97 @@ def train(
             config.parallel, **fields(config, "batch_size", "accumulate")
         )
     with contextlib.ExitStack() as stack:
-        if is_main():
-            stack.enter_context(owning(workdir))
-        best = read_best(workdir) or {"step": None, "mean_iu": None}
-        folder, keep = workdir / "checkpoints", config.keep_checkpoints
-        checkpoints = Checkpoints(folder, keep=keep, best_step=best["step"])
-        stack.callback(checkpoints.close)
-        taken = checkpoints.latest_step()
-        assert_same_run(config, taken)
-        if taken is None:
+        assert_there = stack.enter_context(_owning(workdir))
+        saved = checkpoints.newest()
+        assert_same_run(config, saved and saved.step)
+        if saved is None:
+            assert_new_run(config, workdir)
             _prepare(config, train_source, eval_source)
+            best, progress = None, None
         else:
-            config = resume(config, workdir, step=taken, allow_changes=allow_changes)
-            if taken == config.steps and best["step"] is not None:
-                _log.info("finished at step %d: nothing to train", taken)
+            config = resume(config, workdir, saved, allow_changes=allow_changes)
+            best, progress = saved.best, saved.progress
+            if is_main():
+                best = restore_best(workdir, checkpoints, saved, config)
+                checkpoints.remove_old(saved.step, best)
+            if sum_over_processes([best is None])[0]:  # It may be lost.
+                best = None
+            if saved.step == config.steps and best is not None:
+                _log.info("finished at step %d: nothing to train", saved.step)
+                _draw_curves(workdir)
                 return best
         config, state, trained = start_or_resume(
-            config, workdir, checkpoints, tx, train_source
+            config, workdir, saved, tx, train_source
         )
         start = int(state.step)
-        log_start = -1 if taken is None else start
+        log_start = -1 if saved is None else start
         log = Log(workdir, start_step=log_start, silent=not is_main())
         stack.callback(log.close)
-        validation = Validation(workdir, eval_source, log, best["mean_iu"])
+        validate = Validation(workdir, eval_source, log, best)
 
-        def validate(state: TrainState) -> bool:
-            params = parallel.one_copy(state).params
-            return validation(make_network(config, params), int(state.step))
+        def evaluate(state: TrainState, step: int) -> None:
+            assert_there()
+            validate(make_network(config, state.params), step)
 
         state = parallel.put_state(state)
         # Log the scores that the training is to improve, or that are missing.
         if trained or start == config.steps:
-            validate(state)
+            evaluate(parallel.one_copy(state), start)
         augment = training_augment(config, transform)
         batches = _batches(config, train_source, augment, start, parallel.shard)
         stack.callback(batches.close)
         stop = stack.enter_context(_stop_signal())
-        meter = stack.enter_context(_meter(config, log, schedule, start))
+        meter = stack.enter_context(_meter(config, log, schedule, start, progress))
         run = _run_steps(config, tx, parallel, state, batches, meter)
         for step, state in enumerate(run, start=start + 1):
             due = step % config.eval_every == 0 or step == config.steps
             if preempted(step) or due or stop:
                 meter.drain()
-                _check_finite(parallel.one_copy(state), step)
-                checkpoints.save(state, best=due and validate(state))
+                one = parallel.one_copy(state)
+                _check_finite(one, step)
+                if due:
+                    evaluate(one, step)
+                if is_main():
+                    assert_there()
+                    checkpoints.save(
+                        one,
+                        config=dataclasses.asdict(config),
+                        best=validate.best,
+                        progress=meter.progress,
+                        log=log.digest,
+                    )
                 if not due:
                     raise KeyboardInterrupt(
                         f"stopped and saved at step {step}; start it again to resume"
                     )
                 meter.restart_clock()
-    if is_main():
-        learning_curves(workdir / "curves.png", read_log(log.path))
+    _draw_curves(workdir)
     wait_for_all()
-    return read_best(workdir)
+    return validate.best
+
+
+@contextlib.contextmanager
+def _owning(workdir: Path) -> Iterator[Callable[[], None]]:
+    """Hold the directory of a run in its process 0, and clear it of leftovers.
+
+    Yields:
+        A function that raises OSError if the directory has been deleted or moved.
+    """
+    if not is_main():
+        yield lambda: None
+        return
+    with owning(workdir) as assert_there:
+        remove_leftovers(workdir)
+        remove_leftovers(workdir / FOLDER)
+        yield assert_there
+
+
+def _draw_curves(workdir: Path) -> None:
+    if is_main():
+        try:
+            learning_curves(workdir / "curves.png", read_log(workdir / LOG_FILE))
+        except WriteError as error:
+            _log.warning("%s", error)
 
 
 def optimizer_of(config: Config) -> tuple[optax.Schedule, optax.GradientTransformation]:
@@ -244,20 +292,36 @@ def _run_steps(
     options = fields(config, *names) | fields(config.optim, "freeze")
     make_step = functools.partial(make_train_step, make_model(config), tx, **options)
     train_step, key = parallel.step(make_step), random_key(config, "steps")
-    ahead, shapes = prefetch_to_device(batches, put=parallel.put_batch), set()
+    ahead = prefetch_to_device(batches, put=parallel.put_batch)
     for step in range(int(state.step) + 1, config.steps + 1):
-        clock = time.perf_counter()
-        batch = next(ahead)
-        waited = time.perf_counter() - clock
-        shapes.add(batch["image"].shape)  # The step is compiled once for each.
+        asked = time.perf_counter()
+        batch = _next(ahead)
+        got, shape = time.perf_counter(), batch["image"].shape
         state, metrics = train_step(state, batch, key)
-        meter.add(step, metrics, waited=waited, compiles=len(shapes))
+        meter.add(step, metrics, shape=shape, asked=asked, got=got)
         yield state
+
+
+def _next(batches: Iterator[Any]) -> Any:
+    """Return the next batch; raise ChildProcessError if a reading process is dead."""
+    try:
+        return next(batches)
+    except RuntimeError as error:
+        if "Worker process" not in str(error):  # As grain's message begins.
+            raise
+        raise ChildProcessError(
+            "a reading process was killed, perhaps for lack of memory: fewer "
+            "config.data.workers take less; the same command resumes the run"
+        ) from error
 
 
 @contextlib.contextmanager
 def _meter(
-    config: Config, log: Log, schedule: optax.Schedule, start: int
+    config: Config,
+    log: Log,
+    schedule: optax.Schedule,
+    start: int,
+    progress: dict[str, Any] | None,
 ) -> Iterator[Meter]:
     with tqdm(
         initial=start,
@@ -266,13 +330,15 @@ def _meter(
         dynamic_ncols=True,
         disable=not is_main(),
     ) as bar:
-        yield Meter(
+        with Meter(
             log,
             bar,
             schedule=schedule,
             batch_size=config.batch_size,
             every=config.log_every,
-        )
+            progress=progress,
+        ) as meter:
+            yield meter
 
 
 def _check_finite(state: TrainState, step: int) -> None:
@@ -294,6 +360,7 @@ def _stop_signal() -> Iterator[list[int]]:
     def note(number: int, frame: Any) -> None:
         stop.append(number)
         signal.signal(number, before[number])
+        _log.warning("stopping after this step; a second signal stops at once")
 
     # Several processes must stop after the same step: `preempted` handles that.
     alone = jax.process_count() == 1

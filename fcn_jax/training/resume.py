@@ -7,16 +7,25 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fcn_jax.processes import assert_equal_across_processes, is_main
+from fcn_jax.training.checkpoint import Checkpoint
 from fcn_jax.training.config import (
     CONFIG_FILE,
     Config,
     as_tuple,
+    config_of,
     flat,
     load_config,
     save_config,
     with_normalization,
 )
-from fcn_jax.training.log import LOG_FILE, read_log, write_records
+from fcn_jax.training.log import (
+    LOG_FILE,
+    digest_of,
+    read_log,
+    records_at,
+    write_records,
+)
+from fcn_jax.weights.load import RUN_FILE
 
 # Fields that a run does not learn from. A new value is taken.
 NEUTRAL = frozenset(
@@ -76,16 +85,16 @@ class Change(NamedTuple):
 
 
 def resume(
-    config: Config, workdir: Path, *, step: int, allow_changes: bool = False
+    config: Config, workdir: Path, saved: Checkpoint, *, allow_changes: bool = False
 ) -> Config:
-    """Compare a config with that of the run in a directory, and record what differs.
+    """Compare a config with that of a run, and record what differs.
 
     New values are written to ``config.json`` and, with the step, to ``log.jsonl``.
 
     Args:
         config: the config to resume with; ``steps`` is the length of the whole run.
         workdir: directory of the run.
-        step: number of steps that the run has taken.
+        saved: the checkpoint to resume from, with the config of the run so far.
         allow_changes: whether fields that alter the run may differ.
 
     Returns:
@@ -93,10 +102,9 @@ def resume(
 
     Raises:
         ValueError: if fields differ that must not; it lists them.
+        WriteError: if they cannot be recorded.
     """
-    before = load_config(workdir / CONFIG_FILE)
-    # Runs of older versions tell the epochs alone.
-    before = dataclasses.replace(before, steps=before.steps or config.steps)
+    before, step = config_of(saved.config), saved.step
     config = _with_computed(config, before)
     changes = _changes(before, config)
     if fixed := [change for change in changes if change.field in FIXED]:
@@ -116,21 +124,67 @@ def resume(
             f"{_listed(workdir, altering)}\nChoose another workdir for a new run, or "
             f"allow changes (--allow_changes) to {way} after step {step}"
         )
-    if changes and is_main():
-        _record(changes, config, workdir, step)
+    if is_main():
+        _record(changes, config, workdir, saved)
     return config
 
 
-def _record(changes: list[Change], config: Config, workdir: Path, step: int) -> None:
+def assert_new_run(config: Config, workdir: Path) -> None:
+    """Raise ValueError if a directory without checkpoints holds another run's network.
+
+    A run that was killed before its first checkpoint may leave a network, which the
+    same run finds again.
+    """
+    if not (workdir / RUN_FILE).exists():
+        return
+    if not (workdir / CONFIG_FILE).exists():
+        raise ValueError(
+            f"{workdir / RUN_FILE} is not the network of a run, and would be replaced: "
+            "choose another workdir"
+        )
+    before = load_config(workdir / CONFIG_FILE)
+    config = _with_computed(config, before)
+    changes = [c for c in _changes(before, config) if c.field not in NEUTRAL]
+    if changes:
+        raise ValueError(
+            f"{_listed(workdir, changes)}\nIt has a network and no checkpoints: choose "
+            f"another workdir, or delete {workdir / RUN_FILE}"
+        )
+
+
+def _record(
+    changes: list[Change], config: Config, workdir: Path, saved: Checkpoint
+) -> None:
+    step = saved.step
     for change in changes:
         _log.info("after step %d: %s", step, change)
-    # The log comes first: if the run is killed between the two, the changes are found
-    # and recorded once more.
-    record = {"step": step, "changes": {c.field: [c.old, c.new] for c in changes}}
-    log = workdir / LOG_FILE
-    records = [r for r in read_log(log) if r["step"] <= step]
-    write_records(log, [*records, record])
-    save_config(workdir / CONFIG_FILE, config)
+    log, file = workdir / LOG_FILE, workdir / CONFIG_FILE
+    records = read_log(log)
+    kept = records_at(records, step)
+    if digest_of(kept) != saved.log:
+        _log.warning(
+            "%s was damaged or edited: not all its numbers up to step %d are those of "
+            "the run",
+            log,
+            step,
+        )
+    if changes:
+        kept.append(
+            {"step": step, "changes": {c.field: [c.old, c.new] for c in changes}}
+        )
+    if kept != records:
+        write_records(log, kept)
+    if not _holds(file, config):
+        save_config(file, config)
+
+
+def _holds(path: Path, config: Config) -> bool:
+    """Tell whether a file is there and holds a config."""
+    try:
+        return path.exists() and not _changes(load_config(path), config)
+    except ValueError as error:
+        _log.warning("%s", error)
+        return False
 
 
 def _is_neutral(change: Change, config: Config, step: int) -> bool:

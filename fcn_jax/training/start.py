@@ -16,7 +16,7 @@ from fcn_jax.data.survey import Survey, class_weights, survey_source
 from fcn_jax.models.vgg import PIXEL_SIZE, VGG_MEAN_RGB
 from fcn_jax.network import Network, VGG16Weights
 from fcn_jax.processes import is_main
-from fcn_jax.training.checkpoint import Checkpoints
+from fcn_jax.training.checkpoint import Checkpoint
 from fcn_jax.training.config import (
     CONFIG_FILE,
     Config,
@@ -42,7 +42,7 @@ _log = logging.getLogger("fcn_jax")
 def start_or_resume(
     config: Config,
     workdir: Path,
-    checkpoints: Checkpoints,
+    saved: Checkpoint | None,
     tx: optax.GradientTransformation,
     source: Any,
 ) -> tuple[Config, TrainState, bool]:
@@ -51,7 +51,7 @@ def start_or_resume(
     Args:
         config: the config of the run.
         workdir: directory of the run, which receives the config.
-        checkpoints: the checkpoints in it.
+        saved: the checkpoint to go on from, or None for a new run.
         tx: the optimiser.
         source: the training images, for `Config.class_balance` and for the mean and
             scale of channels after RGB.
@@ -59,7 +59,7 @@ def start_or_resume(
     Returns:
         config: the config with the mean and scale of each channel and the class
             weights.
-        state: the first state, or that of the latest checkpoint.
+        state: the first state, or that of the checkpoint.
         trained: whether a new run begins with a trained network.
 
     Raises:
@@ -67,12 +67,12 @@ def start_or_resume(
     """
     first_state = functools.partial(init_state, tx=tx, freeze=config.optim.freeze)
     survey = functools.cache(functools.partial(_survey, config, source))
-    if checkpoints.latest_step() is not None:
+    if saved is not None:
         config = _balanced(config, survey)
         fresh = functools.partial(init_params, make_model(config), given={})
         params = jax.eval_shape(fresh, random_key(config, "params"))
-        state = checkpoints.restore(jax.eval_shape(first_state, params))
-        _log.info("resuming %s at step %d", workdir, state.step)
+        state = saved.state(jax.eval_shape(first_state, params))
+        _log.info("resuming %s at step %d", workdir, saved.step)
         return config, state, False
     weights = read(config.init_from) if config.init_from else None
     # The weights are checked before the training images are read.

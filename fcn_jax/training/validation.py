@@ -2,22 +2,30 @@
 
 import dataclasses
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from flax.traverse_util import unflatten_dict
 from tqdm import tqdm
 
 from fcn_jax.evaluation.evaluate import Evaluation, evaluate
-from fcn_jax.evaluation.report import RESULT_ROWS, write_report
+from fcn_jax.evaluation.report import RESULT_ROWS, draw_results
+from fcn_jax.files import WriteError, write_json
 from fcn_jax.network import Network
 from fcn_jax.processes import is_main, process_shard, sum_over_processes
+from fcn_jax.training.checkpoint import Checkpoint, Checkpoints
+from fcn_jax.training.config import Config, make_network
 from fcn_jax.training.log import Log
 from fcn_jax.visualize import colorize
 from fcn_jax.weights.load import RUN_FILE, save
+from fcn_jax.weights.safetensors_file import read_metrics
 
 METRICS_FILE = "metrics.json"  # The figures of the network in RUN_FILE.
 _BOARD_EXAMPLES = 4  # Pictures in TensorBoard.
+
+_log = logging.getLogger("fcn_jax")
 
 
 @dataclasses.dataclass
@@ -29,18 +37,22 @@ class Validation:
             ``model.safetensors`` and the figures of that network as ``metrics.json``.
         source: the validation images.
         log: receives the figures.
-        best: mean IU of the best network so far, or None.
+        best: figures of the best network so far with its "step", or None.
     """
 
     workdir: Path
     source: Any
     log: Log
-    best: float | None
+    best: dict[str, Any] | None
+    _warned: bool = False
 
-    def __call__(self, net: Network, step: int) -> bool:
-        """Evaluate a network after a step and tell whether it is the best so far.
+    def __call__(self, net: Network, step: int) -> None:
+        """Evaluate a network after a step, and keep it if it is the best so far.
 
         All processes of a run must call this.
+
+        Raises:
+            WriteError: if the network or its figures cannot be written.
         """
         found = evaluate(
             net,
@@ -50,47 +62,100 @@ class Validation:
         )
         confusion = sum_over_processes(found.confusion)
         found = dataclasses.replace(found, confusion=confusion)
-        mean_iu = found.figures["mean_iu"] or 0.0  # None where all pixels are void.
-        is_best = self.best is None or mean_iu > self.best
-        if is_best:
-            self.best = mean_iu
+        is_best = self._is_best(found.figures["mean_iu"])
         if is_main():
-            self._write(net, step, found, mean_iu, is_best)
-        return is_best
+            self._report(net, step, found)
+        if is_best:
+            self.best = {"step": step, **found.figures}
+            if is_main():
+                self._keep(net, found)
 
-    def _write(
-        self, net: Network, step: int, found: Evaluation, mean_iu: float, is_best: bool
-    ) -> None:
-        tqdm.write(f"step {step}: validation mean IU {mean_iu:.4f}")
+    def _is_best(self, mean_iu: float | None) -> bool:
+        if mean_iu is None:
+            _log.warning(
+                "all pixels of the validation images are void, so no network can be "
+                "called the best: the last one is kept; see config.data.eval_split"
+            )
+        best = self.best and self.best["mean_iu"]
+        return best is None or mean_iu is not None and mean_iu > best
+
+    def _report(self, net: Network, step: int, found: Evaluation) -> None:
+        mean_iu = found.figures["mean_iu"]
+        scored = "none" if mean_iu is None else f"{mean_iu:.4f}"
+        tqdm.write(f"step {step}: validation mean IU {scored}")
         self.log.scalars(step, found.figures, prefix="eval")
         for name, image, *labels in found.examples[:_BOARD_EXAMPLES]:
             colors = [colorize(each, net.palette) for each in labels]
             row = np.concatenate([image, *colors], axis=1)
             self.log.image(step, f"eval/{name}", row)
-        if is_best:
-            # The network comes before its figures: if the run is killed between the
-            # two, the resumed run evaluates the same network again and writes both.
-            save(self.workdir / RUN_FILE, net)
-            write_report(self.workdir, found, palette=net.palette, step=step)
+
+    def _keep(self, net: Network, found: Evaluation) -> None:
+        """Write the network, its figures and its picture.
+
+        The next checkpoint tells of it. If the run is killed before that, it comes to
+        the same step again and writes the same files.
+        """
+        save_best(self.workdir, net, self.best)
+        try:
+            draw_results(self.workdir, found, palette=net.palette)
+        except WriteError as error:
+            if not self._warned:
+                _log.warning("%s; the run goes on without pictures", error)
+            self._warned = True
 
 
-def read_best(workdir: Path) -> dict[str, Any] | None:
-    """Return the figures of the best network of a run, with "step" and "mean_iu".
+def save_best(workdir: Path, net: Network, figures: dict[str, Any]) -> None:
+    """Write the best network of a run, and its figures with its "step"."""
+    save(workdir / RUN_FILE, net, metrics=figures)
+    write_json(workdir / METRICS_FILE, figures)
+
+
+def restore_best(
+    workdir: Path, checkpoints: Checkpoints, newest: Checkpoint, config: Config
+) -> dict[str, Any] | None:
+    """Write the files of the best network anew where they are missing or damaged.
+
+    Args:
+        workdir: directory of the run.
+        checkpoints: all of its checkpoints.
+        newest: the one that the run goes on from.
+        config: the config of the run.
 
     Returns:
-        The content of ``metrics.json``, or None before the first evaluation.
-
-    Raises:
-        ValueError: if the file is damaged.
+        The figures of the best network, or None if the run has not been evaluated yet
+        or both files that hold the network are damaged.
     """
-    path = workdir / METRICS_FILE
-    if not path.exists() or not (workdir / RUN_FILE).exists():
+    best = newest.best
+    if best is None:
         return None
     try:
-        figures = json.loads(path.read_text())
-        return figures | {"step": int(figures["step"]), "mean_iu": figures["mean_iu"]}
-    except (ValueError, TypeError, KeyError) as error:
-        raise ValueError(
-            f"{path} is damaged ({error!r}): delete it, and the next evaluation "
-            "writes it anew"
-        ) from error
+        found = read_metrics(workdir / RUN_FILE) or {}
+        # A run that went back to an older checkpoint will come to this step again.
+        if found == best or found.get("step", 0) > newest.step:
+            if _read_json(workdir / METRICS_FILE) != found:
+                write_json(workdir / METRICS_FILE, found)
+            return best
+        problem = f"{workdir / RUN_FILE} is not the network of step {best['step']}"
+    except (ValueError, FileNotFoundError) as error:
+        problem = str(error)
+    try:
+        arrays = checkpoints.read(best["step"]).arrays
+    except (ValueError, FileNotFoundError) as error:
+        _log.warning(
+            "%s; %s: the best network is lost, and the next evaluation keeps its own",
+            problem,
+            error,
+        )
+        return None
+    params = unflatten_dict(arrays, sep="/")["params"]
+    save_best(workdir, make_network(config, params), best)
+    _log.warning("%s; written anew from its checkpoint", problem)
+    return best
+
+
+def _read_json(path: Path) -> Any:
+    """Return the content of a JSON file, or None if it is missing or damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None

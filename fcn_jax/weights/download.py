@@ -5,23 +5,36 @@ A file gets its name there only after its size and digest are checked.
 
 import contextlib
 import hashlib
+import io
+import logging
 import os
+import string
+import time
 from functools import partial
 from http.client import HTTPException, HTTPResponse
 from pathlib import Path
-from typing import NamedTuple
-from urllib.error import HTTPError
-from urllib.parse import urlsplit
-from urllib.request import HTTPRedirectHandler, Request, build_opener
+from typing import Any, NamedTuple
+from urllib.parse import quote, urljoin, urlsplit
+from urllib.request import (
+    HTTPHandler,
+    HTTPSHandler,
+    OpenerDirector,
+    ProxyHandler,
+    Request,
+)
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from fcn_jax.files import cache_folder
 
 MAX_BYTES = 4 * 10**9  # The limit for a file of unknown size.
 TIMEOUT = 30.0  # Seconds that a server may be silent.
-_SCHEMES = ("http", "https")
+PATIENCE = 60.0  # Seconds in which MIN_BYTES of a file must come, or its end.
+MIN_BYTES = 600_000
+MAX_REDIRECTS = 10
+
+_log = logging.getLogger("fcn_jax")
 
 
 class Published(NamedTuple):
@@ -96,43 +109,65 @@ def download(wanted: Published, path: Path) -> None:
     If several processes want the same file, one downloads it and the others wait. An
     interrupted download leaves hidden files beside ``path``; the next call resumes it.
     Missing folders are made. Of a file of unknown size, at most `MAX_BYTES` are taken.
+    A server that is silent for `TIMEOUT` seconds, or sends less than `MIN_BYTES` of the
+    file in `PATIENCE` seconds, ends the download.
 
     Raises:
-        ValueError: if the URL is not http or https; or if it returns an HTML page, or
-            another size or digest. Nothing is kept then.
-        OSError: if the server does not send the file, or the connection breaks.
+        ValueError: if the URL is not http or https; or if it gives an HTML page,
+            another size or digest, compressed bytes, or too many. They are not kept.
+        OSError: if the server does not send the file, or sends it too slowly, or the
+            connection breaks.
     """
     url = wanted.url
-    if urlsplit(url).scheme not in _SCHEMES:
+    if not url.startswith(("http://", "https://")):
         raise ValueError(f"url = {url!r} must begin with http:// or https://")
     path.parent.mkdir(parents=True, exist_ok=True)
     part, version, lock = (
         path.with_name(f".{path.name}.{end}") for end in ("part", "version", "lock")
     )
-    with FileLock(lock):
+    with _locked(lock, path.name):
         if not path.exists():
             try:
                 _receive(wanted, part, version, path.name)
+                if problem := _problem(part, wanted):
+                    part.unlink()
+                    version.unlink()
+                    raise ValueError(problem)
             except (OSError, HTTPException) as error:
                 have, _ = _begun(part, version)
                 resumed = f"; {have:,} bytes have come, the same call resumes there"
                 raise OSError(
-                    f"cannot download {url}: {error}{resumed if have else ''}; if it "
-                    f"fails again, download it in a browser and put it at {path}"
+                    f"cannot download {url}: {_reason(error)}{resumed if have else ''};"
+                    f" if it fails again, download it in a browser and put it at {path}"
                 ) from error
-            if problem := _problem(part, wanted):
-                part.unlink()
-                version.unlink()
+            except ValueError as error:
                 raise ValueError(
-                    f"{url} gives {problem}; nothing was kept, so try again, or put "
-                    f"another copy at {path}"
-                )
+                    f"{url} gives {error}; nothing of it was kept, so try again, or "
+                    f"put another copy at {path}"
+                ) from error
             os.replace(part, path)
         version.unlink(missing_ok=True)
         # Whoever waits for the lock will find the file. On Windows a lock that is held
         # cannot be deleted; there FileLock deletes it.
         with contextlib.suppress(OSError):
             lock.unlink()
+
+
+def _locked(lock: Path, name: str) -> contextlib.AbstractContextManager:
+    """Acquire a lock; if another process holds it, say so and wait."""
+    held = FileLock(lock)
+    try:
+        return held.acquire(timeout=0)
+    except Timeout:
+        _log.warning(
+            "waiting for the process that downloads %s; it holds %s", name, lock
+        )
+        return held.acquire()
+    except NotImplementedError as error:
+        raise OSError(
+            f"{lock.parent} lies on a file system without locks: let the environment "
+            "variable FCN_JAX_CACHE name a folder on another"
+        ) from error
 
 
 def _begun(part: Path, version: Path) -> tuple[int, str]:
@@ -143,56 +178,170 @@ def _begun(part: Path, version: Path) -> tuple[int, str]:
 
 def _receive(wanted: Published, part: Path, version: Path, name: str) -> None:
     """Download what ``part`` lacks of the file, or all of it if it has changed."""
-    most = wanted.size or MAX_BYTES
     start, mark = _begun(part, version)
-    with _request(wanted.url, start, mark) as response:
-        headers, length = response.headers, response.length or 0
+    pace = _Pace()
+    with _request(wanted.url, start, mark, pace) as response:
+        headers = response.headers
         # A weak ETag, W/"...", must not stand in If-Range (RFC 9110, section 13.1.5).
         etag = headers.get("ETag", "")
         found = etag if etag.startswith('"') else headers.get("Last-Modified", "")
+        found = found if found.isprintable() else ""  # It must fit into one header.
         if start and response.status in (206, 416):
-            size = start + length
+            size = start + (response.length or 0)
             rest = headers.get("Content-Range") == f"bytes {start}-{size - 1}/{size}"
             if not rest or found not in ("", mark):  # not the rest of this version
                 part.unlink()
                 return _receive(wanted, part, version, name)
-        elif response.status != 200:
-            raise OSError(f"HTTP status {response.status} {response.reason}")
-        elif headers.get_content_type() == "text/html":
-            raise ValueError(f"{wanted.url} gives an HTML page; read it in a browser")
-        elif length > most:
-            raise ValueError(f"{wanted.url} gives {length:,} bytes, want {most:,}")
-        else:
+            _check_headers(wanted, response, start)
+        elif response.status == 200:
+            _check_headers(wanted, response, 0)
             part.write_bytes(b"")
             version.write_text(found, "latin-1")
-        have = part.stat().st_size
-        total = None if response.length is None else have + response.length
-        bar = tqdm(desc=name, initial=have, total=total, unit="B", unit_scale=True)
-        with open(part, "ab") as file, bar:
-            while have <= most and (chunk := response.read(2**18)):
-                have += file.write(chunk)
-                bar.update(len(chunk))
+        else:
+            raise OSError(f"HTTP status {response.status} {response.reason}")
+        _append(response, part, name, wanted.size or MAX_BYTES, pace)
+
+
+def _check_headers(wanted: Published, response: HTTPResponse, start: int) -> None:
+    """Raise ValueError if the headers tell that this cannot be the file."""
+    headers, most = response.headers, wanted.size or MAX_BYTES
+    if headers.get_content_type() == "text/html":
+        raise ValueError("an HTML page, not weights")
+    if headers.get("Content-Encoding", "identity") != "identity":
+        raise ValueError("compressed bytes, which were not asked for")
+    if start + (response.length or 0) > most:
+        raise ValueError(f"more than {most:,} bytes")
+    counted = response.chunked or response.length is not None
+    if not counted and not wanted.size and not wanted.digest:
+        raise ValueError("a file without its length, so that a cut would not be seen")
+
+
+def _append(
+    response: HTTPResponse, part: Path, name: str, most: int, pace: "_Pace"
+) -> None:
+    """Append the body of a response to ``part``, and show the progress."""
+    have = part.stat().st_size
+    total = None if response.length is None else have + response.length
+    bar = tqdm(desc=name, initial=have, total=total, unit="B", unit_scale=True)
+    with open(part, "ab") as file, bar:
+        # Unlike read, read1 keeps what came before an error, and reads bounded parts
+        # even of a chunk of length -1.
+        while have <= most and (chunk := response.read1(2**18)):
+            have += file.write(chunk)
+            pace.add(len(chunk))
+            bar.update(len(chunk))
     if total is not None and have < total:
         raise ConnectionError(f"the connection was closed before byte {total:,}")
 
 
-def _request(url: str, start: int, mark: str) -> HTTPResponse:
+def _request(url: str, start: int, mark: str, pace: "_Pace") -> HTTPResponse:
     """Request a file, from byte ``start`` on if it still has the version ``mark``."""
-    resume = {"Range": f"bytes={start}-", "If-Range": mark} if start else {}
-    request = Request(url, headers={"User-Agent": "fcn_jax"} | resume)
+    headers = {"User-Agent": "fcn_jax"}
+    if start:
+        headers |= {"Range": f"bytes={start}-", "If-Range": mark}
+    # Unlike urlopen, this opener knows no files and no FTP, and follows no redirects.
+    opener = OpenerDirector()
+    opener.add_handler(ProxyHandler())
+    opener.add_handler(_PacedHandler(pace))
     try:
-        return build_opener(_Redirects).open(request, timeout=TIMEOUT)
-    except HTTPError as error:
-        return error  # a response too, with a status
+        for _ in range(1 + MAX_REDIRECTS):
+            request = Request(url, headers=headers)
+            response = opener.open(request, timeout=TIMEOUT)
+            target = response.headers.get("Location")
+            if target is None or response.status not in (301, 302, 303, 307, 308):
+                return response
+            response.close()
+            url = _redirected(url, target)
+    except ValueError as error:
+        raise OSError(f"it leads to a URL that cannot be read: {error}") from error
+    raise OSError(f"it redirects more than {MAX_REDIRECTS} times")
 
 
-class _Redirects(HTTPRedirectHandler):
-    """Follow redirects to http and https only; urllib also follows them to ftp."""
+def _redirected(url: str, target: str) -> str:
+    """Return the URL that a redirect leads to; raise OSError if it is unsafe."""
+    # http.client reads the bytes of headers as Latin-1.
+    target = urljoin(url, quote(target, string.punctuation, "latin-1"))
+    allowed = ("https",) if url.startswith("https:") else ("http", "https")
+    if urlsplit(target).scheme not in allowed:
+        raise OSError(f"it redirects to {target}, want {' or '.join(allowed)}")
+    return target
 
-    def redirect_request(self, req, fp, code, msg, headers, newurl):
-        if urlsplit(newurl).scheme not in _SCHEMES:
-            raise HTTPError(newurl, code, f"{msg}, to {newurl}", headers, fp)
-        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+def _reason(error: Exception) -> str:
+    """Return the first 300 characters of an error on one line.
+
+    A server has a say in it, so characters that move the cursor are replaced.
+    """
+    kind = f"{type(error).__name__}: " if isinstance(error, HTTPException) else ""
+    text = f"{kind}{error}"[:300]
+    return "".join(c if c.isprintable() else " " for c in text)
+
+
+class _Pace:
+    """The pace of a download, which must not fall below `MIN_BYTES` in `PATIENCE`.
+
+    Only bytes of the file count, so that endless headers and chunks without content
+    end too.
+    """
+
+    def __init__(self) -> None:
+        self._since, self._came = time.monotonic(), 0
+
+    def add(self, size: int) -> None:
+        """Count bytes of the file that have come."""
+        self._came += size
+        if self._came >= MIN_BYTES:
+            self._since, self._came = time.monotonic(), 0
+
+    def check(self) -> None:
+        """Raise TimeoutError if too few have come."""
+        if time.monotonic() - self._since > PATIENCE:
+            raise TimeoutError(
+                f"only {self._came:,} bytes of the file came in {PATIENCE:g} s"
+            )
+
+
+class _Paced(io.RawIOBase):
+    """A raw stream that checks the pace before each read.
+
+    The timeout of a socket does not suffice: it begins anew with each byte.
+    """
+
+    def __init__(self, raw: io.RawIOBase, pace: _Pace) -> None:
+        self._raw, self._pace = raw, pace
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:
+        self._pace.check()
+        return self._raw.readinto(buffer)
+
+    def close(self) -> None:
+        self._raw.close()
+        super().close()
+
+
+class _PacedHandler(HTTPHandler, HTTPSHandler):
+    """Open connections, with TLS or without, whose pace is checked."""
+
+    def __init__(self, pace: _Pace) -> None:
+        super().__init__()
+        self._pace = pace
+
+    def do_open(self, http_class, req, **options):
+        def respond(*args: Any, **more: Any) -> HTTPResponse:
+            response = HTTPResponse(*args, **more)
+            raw = _Paced(response.fp.detach(), self._pace)
+            response.fp = io.BufferedReader(raw)
+            return response
+
+        def connect(*args: Any, **more: Any) -> Any:
+            connection = http_class(*args, **more)
+            connection.response_class = respond
+            return connection
+
+        return super().do_open(connect, req, **options)
 
 
 def _problem(part: Path, wanted: Published) -> str | None:

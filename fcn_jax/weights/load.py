@@ -8,6 +8,7 @@ import logging
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from fcn_jax.data.shorten import shorten
+from fcn_jax.files import reading
 from fcn_jax.models.fcn import fields_of
 from fcn_jax.models.vgg import VGG16
 from fcn_jax.network import Network, VGG16Weights, as_network
@@ -115,7 +117,8 @@ def read_file(path: str | Path) -> WeightFile:
             f"{file} is not there: the run has not been evaluated yet, or {path} is "
             "not a run directory"
         )
-    return _reader(file)(file)
+    with reading(file):
+        return _reader(file)(file)
 
 
 def check_fit(path: str | Path, file: WeightFile) -> Network | VGG16Weights:
@@ -144,19 +147,27 @@ def check_fit(path: str | Path, file: WeightFile) -> Network | VGG16Weights:
     return Network(params, model, *described)
 
 
-def save(path: str | Path, net: Network | VGG16Weights) -> None:
+def save(
+    path: str | Path,
+    net: Network | VGG16Weights,
+    *,
+    metrics: Mapping[str, Any] | None = None,
+) -> None:
     """Save a network as safetensors, with all that belongs to it as metadata.
 
-    The arrays are float32, named ``body/conv1_1/kernel`` and so on. An interrupted save
+    The arrays are float32, named ``body/conv1_1/kernel`` and so on. The file carries
+    its own digest, so `load` refuses it if a bit of it has changed. An interrupted save
     leaves what was there before. Missing parent directories are made.
 
     Args:
         path: the file to write.
         net: the network, or the weights of a VGG-16. Arrays that a network does not use
             are left out, and so is its ``dtype``: `load` computes in float32.
+        metrics: figures of the network that go with it, as JSON has them.
 
     Raises:
         ValueError: if the parameters do not fit the model or hold NaN or infinity.
+        OSError: if the file cannot be written.
     """
     if isinstance(net, VGG16Weights):
         arrays = flatten_dict({"body": jax.tree.map(np.float32, net.params)}, sep="/")
@@ -166,6 +177,7 @@ def save(path: str | Path, net: Network | VGG16Weights) -> None:
         fields = {"model": fields_of(net.model), "class_names": net.class_names}
         fields |= {"palette": net.palette, "size": net.size}
         fields |= {"channels": net.channels, "shown": net.shown}
+    fields |= {"metrics": metrics} if metrics else {}
     safetensors_file.write(path, arrays, fields)
 
 

@@ -2,41 +2,39 @@
 
 Files of fcn_jax hold float32 arrays by their path, such as ``body/conv1_1/kernel``. The
 metadata are JSON: of a network "model" (the fields of `fcn_jax.FCN`), "class_names",
-"palette", "size", "channels" and "shown"; or of a VGG-16 alone "mean_rgb" and "source".
+"palette", "size", "channels" and "shown", and perhaps its "metrics"; or of a VGG-16
+alone "mean_rgb" and "source".
 """
 
 import json
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes  # noqa: F401  numpy then knows the bfloat16 of safetensors files
 import numpy as np
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
-from fcn_jax.files import replacing
+from fcn_jax.files import reading
 from fcn_jax.models.fcn import FCN, fields_of
 from fcn_jax.network import Network
+from fcn_jax.weights import tensors
 from fcn_jax.weights.layers import WeightFile, is_float
 from fcn_jax.weights.torch_names import from_state_dict
 
 _FORMAT = "fcn_jax"
-_VERSION = "1"
-_MAX_HEADER = 2**20  # An FCN-8s takes about 5,000 bytes, with 255 classes 20,000.
+_VERSION = "2"
+_WITHOUT_DIGEST = "1"  # The version of older files.
 
 
 def write(path: str | Path, arrays: dict[str, np.ndarray], fields: dict) -> None:
     """Write arrays by their path and metadata for JSON, whole or not at all.
 
     Missing parent directories are made.
+
+    Raises:
+        WriteError: if the file cannot be written.
     """
     metadata = {"format": _FORMAT, "version": _VERSION}
     metadata |= {name: json.dumps(value) for name, value in fields.items()}
-    with replacing(path) as unfinished:
-        unfinished.touch()
-        mode = unfinished.stat().st_mode
-        save_file(arrays, unfinished, metadata)
-        unfinished.chmod(mode)  # save_file would keep others from reading it
+    tensors.write(path, arrays, metadata)
 
 
 def read(path: str | Path) -> WeightFile:
@@ -45,26 +43,18 @@ def read(path: str | Path) -> WeightFile:
     Raises:
         ValueError: if the file or its metadata are damaged, or of a later version.
     """
-    _check_header(path)
-    try:
-        with safe_open(path, framework="numpy") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
-    except (SafetensorError, OverflowError, ValueError) as error:
-        raise ValueError(
-            f"{path} is not a readable safetensors file: {error}"
-        ) from error
-    except (AttributeError, TypeError) as error:  # such as floats of 8 bits
-        raise ValueError(f"{path} holds a type that numpy lacks: {error}") from error
+    arrays, metadata = tensors.read(path)
     if metadata.get("format") != _FORMAT:
-        return from_state_dict(tensors)
-    if metadata.get("version") != _VERSION:
+        return from_state_dict(arrays)
+    if metadata.get("version") not in (_VERSION, _WITHOUT_DIGEST):
         raise ValueError(
             f"{path} has format version {metadata.get('version')}, this fcn_jax reads "
             f"version {_VERSION}: install the version that wrote it"
         )
+    if metadata["version"] != _WITHOUT_DIGEST:
+        tensors.check_digest(path, metadata)
     layers, unused = {}, []
-    for name, tensor in tensors.items():
+    for name, tensor in arrays.items():
         match name.split("/"):
             case ["body" | "head", layer, part] if is_float(tensor):
                 layers.setdefault(layer, {})[part] = tensor
@@ -81,18 +71,17 @@ def read(path: str | Path) -> WeightFile:
     return WeightFile(layers, mean, source, tuple(unused), net.model, *described)
 
 
-def _check_header(path: str | Path) -> None:
-    """Raise ValueError if the header is far larger than that of any network.
+def read_metrics(path: str | Path) -> dict[str, Any] | None:
+    """Return the metrics that were saved with a network, or None without any.
 
-    A small file of short entries would become many times its size in memory.
+    Raises:
+        ValueError: if the file is damaged, or `write` did not write it.
+        OSError: if it cannot be read.
     """
-    with open(path, "rb") as file:
-        size = int.from_bytes(file.read(8), "little")
-    if size > _MAX_HEADER:
-        raise ValueError(
-            f"{path} is not a readable safetensors file: its header has {size:,} "
-            f"bytes, more than {_MAX_HEADER:,}"
-        )
+    with reading(path):
+        _, metadata = tensors.read(path)
+        tensors.check_digest(path, metadata)
+    return json.loads(metadata.get("metrics", "null"))
 
 
 def _network(path: str | Path, metadata: dict[str, str]) -> Network:

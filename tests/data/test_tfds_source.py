@@ -283,6 +283,13 @@ def test_source_that_needs_tensorflow_to_prepare_says_so(tmp_path):
         open_source(str(tmp_path), "arrays")
 
 
+def test_source_without_array_record_names_the_way_out(monkeypatch):
+    monkeypatch.setitem(sys.modules, "array_record", None)  # As on Windows.
+    wanted = "other_names needs the package array_record.*images and masks into folders"
+    with pytest.raises(ValueError, match=wanted):
+        TfdsSource("other_names", split="train", num_classes=2)
+
+
 def test_source_prepared_as_tfrecord_names_the_way_out(tmp_path):
     open_source(str(tmp_path))
     info = tmp_path / "other_names/plain/1.0.0/dataset_info.json"

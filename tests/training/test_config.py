@@ -181,7 +181,30 @@ def test_config_survives_its_file(tmp_path):
     assert dataclasses.asdict(loaded)["data"]["size"] == (4, 5)
 
 
-@pytest.mark.parametrize("content", ["{", "[]", '{"batch": 3}', '{"data": {"x": 1}}'])
+def test_edited_config_is_refused(tmp_path):
+    path = tmp_path / "config.json"
+    save_config(path, Config())
+    path.write_text(
+        path.read_text().replace('"ignore_label": 255', '"ignore_label": 1')
+    )
+    with pytest.raises(
+        ValueError, match="was edited after it was written; the command"
+    ):
+        load_config(path)
+
+
+def test_config_of_an_older_version_has_its_mean_and_no_digest(tmp_path):
+    path = tmp_path / "config.json"
+    path.write_text('{"model": {"variant": "fcn16s", "mean_rgb": [1.0, 2.0, 3.0]}}')
+    model = load_config(path).model
+    assert (model.variant, model.mean) == ("fcn16s", (1, 2, 3))
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["{", "[]", '{"batch": 3}', '{"data": {"x": 1}}', "[" * 100_000],
+    ids=lambda content: content[:9],
+)
 def test_other_content_is_no_config(tmp_path, content):
     path = tmp_path / "config.json"
     path.write_text(content)

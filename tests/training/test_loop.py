@@ -1,4 +1,5 @@
 import dataclasses
+import itertools
 import json
 import os
 import shutil
@@ -23,7 +24,7 @@ pytestmark = pytest.mark.usefixtures("quick")
 
 
 def checkpoint_steps(workdir):
-    return sorted(int(path.name) for path in (workdir / "checkpoints").iterdir())
+    return Checkpoints(workdir / "checkpoints", keep=1).steps()
 
 
 def evaluations(log):
@@ -91,11 +92,9 @@ def test_resumed_run_equals_the_uninterrupted_bit_for_bit(
 
 
 def state_of(config, workdir):
-    checkpoints = Checkpoints(workdir / "checkpoints", keep=1)
+    saved = Checkpoints(workdir / "checkpoints", keep=1).newest()
     _, tx = loop.optimizer_of(config)
-    _, state, _ = start_or_resume(config, workdir, checkpoints, tx, None)
-    checkpoints.close()
-    return state
+    return start_or_resume(config, workdir, saved, tx, None)[1]
 
 
 def test_run_with_frozen_layers_resumes_and_leaves_them_as_they_were(
@@ -117,12 +116,54 @@ def test_run_with_frozen_layers_resumes_and_leaves_them_as_they_were(
             assert same == name.startswith(("conv", "fc6"))
 
 
+def strike(monkeypatch, module, name, nth):
+    """Kills the run at the nth call of a function."""
+    original, calls = getattr(module, name), itertools.count(1)
+
+    def call(*arguments, **options):
+        if next(calls) == nth:
+            kill()
+        return original(*arguments, **options)
+
+    monkeypatch.setattr(module, name, call)
+
+
+def test_run_killed_twenty_times_leaves_what_an_unbroken_one_does(
+    thin_config, records, tmp_path, monkeypatch
+):
+    config = thin_config(log_every=4, eval_every=3, steps=9)
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    figures = loop.train(config, whole)
+    add, save = (Meter, "add"), (Checkpoints, "save")
+    # Each step, before each checkpoint, between the files of the best network, and at
+    # the end, counted from the checkpoint that the run resumes from.
+    strikes = [(*add, 1), (*add, 2), (*add, 3)]
+    strikes += [(validation, "draw_results", 1), (validation, "write_json", 1)]
+    strikes += [(*save, 1), (*save, 1)]
+    strikes += [(*add, 4), (*add, 2), (*add, 3), (*save, 1), (*save, 1)]
+    strikes += [(*add, 4), (*add, 2), (*add, 3), (*save, 1), (*save, 1)]
+    strikes += [(loop, "learning_curves", 1)] * 3
+    for target in strikes:
+        with monkeypatch.context() as patch:
+            strike(patch, *target)
+            with pytest.raises(RuntimeError, match="killed"):
+                loop.train(config, broken)
+    assert len(strikes) == 20
+    assert loop.train(config, broken) == figures
+    assert records(broken) == records(whole)
+    assert checkpoint_steps(broken) == checkpoint_steps(whole)
+    files = ["model.safetensors", "metrics.json", "config.json"]
+    files += [f"checkpoints/{step}.safetensors" for step in checkpoint_steps(whole)]
+    for name in files:
+        assert (broken / name).read_bytes() == (whole / name).read_bytes(), name
+
+
 def test_run_killed_between_network_and_figures_goes_on(
     whole_run, thin_config, records, tmp_path, monkeypatch
 ):
     workdir, figures = whole_run
     with monkeypatch.context() as patch:
-        patch.setattr(validation, "write_report", kill)
+        patch.setattr(validation, "write_json", kill)
         with pytest.raises(RuntimeError, match="killed"):
             loop.train(thin_config(), tmp_path)
     assert (tmp_path / "model.safetensors").exists()

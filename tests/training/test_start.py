@@ -19,12 +19,9 @@ def start(tmp_path):
 
     def run(config, source=None):
         checkpoints = Checkpoints(tmp_path / "run" / "checkpoints", keep=1)
-        try:
-            tx = optax.adam(1e-3)
-            found = start_or_resume(config, tmp_path / "run", checkpoints, tx, source)
-            checkpoints.save(found[1])
-        finally:
-            checkpoints.close()
+        saved, tx = checkpoints.newest(), optax.adam(1e-3)
+        found = start_or_resume(config, tmp_path / "run", saved, tx, source)
+        checkpoints.save(found[1], config={}, best=None, progress={}, log="")
         return found
 
     return run

@@ -1,11 +1,19 @@
 import hashlib
+import itertools
 import re
+import shutil
 import socket
+import socketserver
+import ssl
+import subprocess
+import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+from filelock import FileLock
 
 from fcn_jax.weights import download
 from fcn_jax.weights.download import PUBLISHED, Published
@@ -307,7 +315,7 @@ def test_more_bytes_than_any_weights_have_stops(site, cache, monkeypatch, tells_
     site.tells_length = tells_length
     site.content = bytes(5 * 10**7)  # more than the buffers of a connection hold
     with pytest.raises(ValueError, match="1,000"):
-        download.download(Published(site.url), cache / "net.bin")
+        download.download(Published(site.url, "sha256:00"), cache / "net.bin")
     assert not left_over(cache)
     assert site.was_left.wait(10)
 
@@ -372,7 +380,7 @@ def test_redirect_is_followed_and_resumed(site, cache):
 @pytest.mark.parametrize("target", ["file:///etc/hostname", "ftp://127.0.0.1/net.bin"])
 def test_redirect_away_from_http_is_refused(site, cache, target):
     site.status, site.headers = 302, {"Location": target}
-    with pytest.raises(OSError, match=f"HTTP status 302 .*{target}"):
+    with pytest.raises(OSError, match=f"redirects to {target}, want http or https"):
         download.download(Published(site.url), cache / "net.bin")
     assert not left_over(cache)
 
@@ -405,8 +413,258 @@ def test_two_calls_at_once_download_once(site, net, monkeypatch):
     assert list(paths[0].parent.iterdir()) == [paths[0]]
 
 
+def test_second_process_is_told_that_it_waits(site, net, cache, caplog):
+    cache.mkdir()
+    held = FileLock(cache / ".net.bin.lock")
+    held.acquire()
+    with ThreadPoolExecutor() as pool:
+        waiting = pool.submit(download.fetch, "net")
+        while not caplog.text:
+            assert not waiting.done()
+            time.sleep(0.01)
+        held.release()
+        assert waiting.result().read_bytes() == CONTENT
+    assert "waiting for the process that downloads net.bin; it holds " in caplog.text
+    assert str(cache / ".net.bin.lock") in caplog.text
+
+
+def test_lock_of_a_killed_process_does_not_block(site, net, cache, caplog):
+    code = (
+        "import filelock, os, sys\n"
+        "filelock.FileLock(sys.argv[1]).acquire(); os.kill(os.getpid(), 9)"
+    )
+    lock = cache / ".net.bin.lock"
+    cache.mkdir()
+    killed = subprocess.run([sys.executable, "-c", code, str(lock)])
+    assert killed.returncode == -9 and lock.exists()
+    assert download.fetch("net").read_bytes() == CONTENT
+    assert not caplog.text
+
+
+def test_file_system_without_locks_is_named(site, net, cache, monkeypatch):
+    def acquire(*_, **__):
+        raise NotImplementedError
+
+    monkeypatch.setattr(download.FileLock, "acquire", acquire)
+    with pytest.raises(OSError, match=f"{cache} lies on .* without locks.*FCN_JAX_CAC"):
+        download.fetch("net")
+
+
 def test_progress_goes_to_stderr_with_the_name(site, cache, capsys):
     download.download(Published(site.url), cache / "net.bin")
     out, err = capsys.readouterr()
     assert not out
     assert "net.bin: 100%" in err and "76.8k/76.8k" in err
+
+
+class Hostile(socketserver.ThreadingTCPServer):
+    """Answers each request with the pieces that a test gives, then hangs up.
+
+    After a piece None it waits until the client hangs up.
+    """
+
+    def __init__(self, pieces):
+        super().__init__(("127.0.0.1", 0), HostileHandler)
+        self.url = f"http://127.0.0.1:{self.server_address[1]}/net.bin"
+        self.pieces = pieces
+
+    def __enter__(self):
+        self.thread = threading.Thread(target=self.serve_forever, args=[0.01])
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self.shutdown()
+        self.thread.join()
+        self.server_close()
+
+
+class HostileHandler(socketserver.StreamRequestHandler):
+    def handle(self):
+        while self.rfile.readline().strip():
+            pass
+        try:
+            for piece in self.server.pieces():
+                self.rfile.read() if piece is None else self.wfile.write(piece)
+        except (ConnectionError, ssl.SSLError):
+            pass
+
+
+def drip(start, byte, *, pause=0.01):
+    """Sends a byte now and then, so that no read times out."""
+    yield start
+    while True:
+        time.sleep(pause)
+        yield byte
+
+
+def flood(start, piece):
+    return itertools.chain([start], itertools.repeat(piece))
+
+
+OK = b"HTTP/1.1 200 OK\r\n"
+CHUNKED = OK + b"Transfer-Encoding: chunked\r\n\r\n"
+MOVED = b"HTTP/1.1 302 Found\r\nLocation: "
+LENGTH = OK + b"Content-Length: %s\r\n\r\n"
+MANY = b"9" * 64_000
+DIGEST = "sha256:0123"
+# What the server sends, what is known of the file, what the error says, the limit that
+# is shortened.
+HOSTILE = {
+    "nothing": (lambda: [], {}, "closed connection", ""),
+    "no HTTP": (lambda: [b"\0\x1b[2Jhello\n" * 9], {}, "BadStatusLine", ""),
+    "endless line": (lambda: flood(b"HTTP/1.1 200 ", MANY), {}, "65536", ""),
+    "endless header": (lambda: flood(OK + b"X:", MANY), {}, "65536", ""),
+    "endless headers": (lambda: flood(OK, b"X: 1\r\n"), {}, "100 headers", ""),
+    "stalled header": (lambda: [OK + b"X:", None], {}, "timed out", "TIMEOUT"),
+    "stalled body": (
+        lambda: [LENGTH % b"9" + b"abc", None], {}, "timed out", "TIMEOUT"
+    ),
+    "slow header": (lambda: drip(OK + b"X:", b"x"), {}, "only 0 bytes", "PATIENCE"),
+    "slow body": (
+        lambda: drip(LENGTH % b"9999", b"x"), {}, r"only \d+ bytes", "PATIENCE"
+    ),
+    "slow chunk": (
+        lambda: drip(CHUNKED + b"9999;", b"x"), {}, "only 0 bytes", "PATIENCE"
+    ),
+    "endless 1xx": (
+        lambda: flood(b"", b"HTTP/1.1 100 C\r\n\r\n" * 999), {}, "only 0", "PATIENCE"
+    ),
+    "endless trailers": (
+        lambda: flood(CHUNKED + b"1\r\na\r\n0\r\n", b"X: 1\r\n" * 999),
+        {}, r"only \d bytes", "PATIENCE",
+    ),
+    "wide chunks": (
+        lambda: flood(CHUNKED, b"1;" + MANY + b"\r\na\r\n"),
+        {}, r"only \d+ bytes", "PATIENCE",
+    ),
+    "no length": (lambda: [OK + b"\r\nabc"], {}, "without its length", ""),
+    "negative length": (lambda: [LENGTH % b"-3" + b"abc"], {}, "without its le", ""),
+    "length in words": (lambda: [LENGTH % b"three" + b"abc"], {}, "without its l", ""),
+    "unknown length": (
+        lambda: [LENGTH % b"-3" + b"abc"], {"digest": DIGEST}, "want 0123", ""
+    ),
+    "length too short": (
+        lambda: [LENGTH % b"3" + b"abc"], {"size": 4}, "3 bytes, want 4", ""
+    ),
+    "huge length": (
+        lambda: flood(LENGTH % MANY[:4000], b"x" * 999), {}, "than 4,000,000,000", ""
+    ),
+    "endless body": (
+        lambda: flood(OK + b"\r\n", b"x" * 999), {"size": 99}, "want 99", ""
+    ),
+    "endless chunks": (
+        lambda: flood(CHUNKED, b"5\r\nabcde\r\n" * 99), {"size": 99}, "want 99", ""
+    ),
+    "negative chunk": (
+        lambda: flood(CHUNKED + b"-1\r\n", b"x" * 999), {"size": 99}, "want 99", ""
+    ),
+    "huge chunk": (
+        lambda: flood(CHUNKED + b"f" * 4000 + b"\r\n", b"x" * 999),
+        {"size": 99}, "want 99", "",
+    ),
+    "chunk of no size": (lambda: [CHUNKED + b"zz\r\nabc"], {}, "IncompleteRead", ""),
+    "cut chunk": (lambda: [CHUNKED + b"9\r\nabc"], {}, "IncompleteRead", ""),
+    "compressed": (
+        lambda: [OK + b"Content-Encoding: gzip\r\nContent-Length: 3\r\n\r\nabc"],
+        {}, "compressed bytes", "",
+    ),
+    "unasked range": (
+        lambda: [b"HTTP/1.1 206 P\r\nContent-Range: bytes 0-2/3\r\n\r\nabc"],
+        {}, "HTTP status 206", "",
+    ),
+    "redirect to itself": (
+        lambda: [MOVED + b"/net.bin\r\n\r\n"], {}, "than 10 times", ""
+    ),
+    "redirect to nowhere": (lambda: [MOVED[:19] + b"\r\n\r\n"], {}, "status 302", ""),
+    "redirect to no URL": (
+        lambda: [MOVED + b"http://[::1\r\n\r\n"], {}, "cannot be read", ""
+    ),
+    "redirect to no name": (
+        lambda: [MOVED + b"http://%s/\r\n\r\n" % (b"a" * 64)], {}, "cannot be read", ""
+    ),
+    "redirect to no port": (
+        lambda: [MOVED + b"http://a:b/\r\n\r\n"], {}, "nonnumeric port", ""
+    ),
+    "redirect with a huge body": (
+        lambda: flood(MOVED + b"/net.bin\r\nContent-Length: %d\r\n\r\n" % 1e15, b"x"),
+        {}, "than 10 times", "",
+    ),
+    "redirect with an endless body": (
+        lambda: flood(MOVED + b"/net.bin\r\n\r\n", b"x" * 999), {}, "than 10 times", ""
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_server_gives_one_plain_error(cache, monkeypatch, name):
+    pieces, known, problem, limit = HOSTILE[name]
+    if limit:
+        monkeypatch.setattr(download, limit, 0.05)
+    with Hostile(pieces) as server, pytest.raises((OSError, ValueError)) as caught:
+        download.download(Published(server.url, **known), cache / "net.bin")
+    message = str(caught.value)
+    assert type(caught.value) in (OSError, ValueError)
+    assert server.url in message and str(cache / "net.bin") in message
+    assert re.search(problem, message)
+    assert message.isprintable() and len(message) < 1000
+    assert not (cache / "net.bin").exists()
+    if caught.type is ValueError:
+        assert not left_over(cache)
+
+
+@pytest.mark.parametrize("size", [b"9" * 30, b"1" + b"0" * 4000])
+def test_rest_of_a_huge_range_is_refused(site, cache, size):
+    break_off(site, cache / "net.bin")
+    last = str(int(size) - 1).encode()
+    headers = b"Content-Range: bytes %d-%s/%s\r\n" % (HALF, last, size)
+    length = str(int(size) - HALF).encode()
+    answer = b"HTTP/1.1 206 P\r\n%sContent-Length: %s\r\n\r\n" % (headers, length)
+    with Hostile(lambda: flood(answer, b"x")) as server:
+        with pytest.raises(ValueError, match="more than 4,000,000,000 bytes"):
+            download.download(Published(server.url), cache / "net.bin")
+    assert not (cache / "net.bin").exists()
+
+
+def test_etag_that_fits_no_header_is_not_sent_back(site, cache):
+    pieces = [OK + b'ETag: "a\x0b\r\n b"\r\nContent-Length: 9\r\n\r\nabc']
+    with Hostile(lambda: pieces) as server, pytest.raises(OSError, match="byte 9"):
+        download.download(Published(server.url), cache / "net.bin")
+    download.download(Published(site.url), cache / "net.bin")
+    assert (cache / "net.bin").read_bytes() == CONTENT
+    assert site.asked[0]["If-Range"] is None
+
+
+def test_slow_server_may_take_long_if_enough_comes(cache, monkeypatch):
+    monkeypatch.setattr(download, "PATIENCE", 0.4)
+    monkeypatch.setattr(download, "MIN_BYTES", 1)
+    pieces = itertools.islice(drip(LENGTH % b"5", b"x", pause=0.1), 6)
+    with Hostile(lambda: pieces) as server:
+        download.download(Published(server.url), cache / "net.bin")
+    assert (cache / "net.bin").read_bytes() == b"xxxxx"
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="needs the command openssl")
+def test_tls_is_watched_and_never_left(site, cache, tmp_path, monkeypatch):
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    subprocess.run(
+        f"openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes "
+        f"-subj /CN=a -addext subjectAltName=IP:127.0.0.1 -keyout {key} "
+        f"-out {certificate}".split(),
+        check=True,
+        capture_output=True,
+    )
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    for pieces, patience, problem in (
+        (flood(b"", b"HTTP/1.1 100 C\r\n\r\n"), 0.05, "only 0 bytes"),
+        ([MOVED + site.url.encode() + b"\r\n\r\n"], 60, f"{site.url}, want https"),
+    ):
+        monkeypatch.setattr(download, "PATIENCE", patience)
+        with Hostile(lambda pieces=pieces: pieces) as server:
+            server.socket = context.wrap_socket(server.socket, server_side=True)
+            url = server.url.replace("http:", "https:")
+            with pytest.raises(OSError, match=problem):
+                download.download(Published(url), cache / "net.bin")
+    assert not site.asked

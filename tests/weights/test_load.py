@@ -9,12 +9,11 @@ import pytest
 from flax.traverse_util import unflatten_dict
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors import safe_open
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 
 from fcn_jax.models.fcn import FCN
 from fcn_jax.network import Network, VGG16Weights
-from fcn_jax.weights import load
+from fcn_jax.weights import load, tensors
 from fcn_jax.weights.layers import shapes_of
 
 WIDTH = 1 / 32
@@ -103,13 +102,6 @@ def saved(tmp_path, params):
     path = tmp_path / "fcn.safetensors"
     load.save(path, Network(params, MODEL, ("sky", "road", "car")))
     return path
-
-
-def rewrite(path, tensors):
-    """Changes the arrays of a saved file."""
-    with safe_open(path, framework="numpy") as file:
-        metadata = file.metadata()
-    save_file(tensors, path, metadata)
 
 
 def test_read_npy_gives_its_numbers(tmp_path):
@@ -310,10 +302,10 @@ def test_save_of_bare_parameters_is_refused(tmp_path, params):
 
 
 def test_load_of_a_file_that_does_not_fit_lists_every_array(saved):
-    tensors = load_file(saved)
-    del tensors["body/conv1_1/kernel"]
-    tensors["head/score_fr/bias"] = np.zeros(5, np.float32)
-    rewrite(saved, tensors)
+    arrays, metadata = tensors.read(saved)
+    del arrays["body/conv1_1/kernel"], metadata["sha256"]
+    arrays["head/score_fr/bias"] = np.zeros(5, np.float32)
+    tensors.write(saved, arrays, metadata)
     with pytest.raises(ValueError) as caught:
         load.load(saved)
     assert sorted(str(caught.value).splitlines()[1:]) == [

@@ -1,0 +1,122 @@
+"""Verification of a run directory: which of its files are whole."""
+
+import functools
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from fcn_jax.models.fcn import fields_of
+from fcn_jax.network import Network
+from fcn_jax.training.checkpoint import FOLDER, Checkpoints
+from fcn_jax.training.config import CONFIG_FILE, Config, load_config, make_model
+from fcn_jax.training.log import LOG_FILE, digest_of, parse_log, records_at
+from fcn_jax.training.validation import METRICS_FILE
+from fcn_jax.weights.load import RUN_FILE
+from fcn_jax.weights.safetensors_file import read_metrics
+
+
+class Verdict(NamedTuple):
+    """What a file of a run holds, or what is wrong with it."""
+
+    name: str
+    found: str
+    is_whole: bool
+
+
+def verify_run(workdir: Path) -> list[Verdict]:
+    """Read all files of a run that carry a digest, and compare what belongs together.
+
+    Args:
+        workdir: directory of the run.
+
+    Returns:
+        A verdict on each file. A network that a run has not come to yet is no fault.
+    """
+    return list(_verdicts(workdir))
+
+
+def verdict_table(verdicts: list[Verdict]) -> str:
+    """Return verdicts as lines to print."""
+    width = max(len(verdict.name) for verdict in verdicts)
+    return "\n".join(f"{v.name:<{width}}  {v.found}" for v in verdicts)
+
+
+def assert_same_network(workdir: Path, config: Config, net: Network) -> None:
+    """Raise ValueError if the config of a run describes another network than it has."""
+    told, true = fields_of(make_model(config)), fields_of(net.model)
+    for name in told.keys() - {"dropout"}:  # Only a training depends on that.
+        if told[name] != true[name]:
+            raise ValueError(
+                f"{workdir / CONFIG_FILE} says {name} = {told[name]!r}, and "
+                f"{workdir / RUN_FILE} has {true[name]!r}: one of them is of another "
+                f"run; use --weights {workdir} with --data or --config"
+            )
+
+
+def _verdicts(workdir: Path) -> Iterator[Verdict]:
+    yield _verdict(CONFIG_FILE, lambda: load_config(workdir / CONFIG_FILE) and "whole")
+    network, figures = workdir / RUN_FILE, workdir / METRICS_FILE
+    if network.exists() or figures.exists():
+        yield _verdict(RUN_FILE, lambda: _network(network))
+        yield _verdict(METRICS_FILE, lambda: _figures(figures, network))
+    else:
+        yield Verdict(RUN_FILE, "none yet: the run has not been evaluated", True)
+    checkpoints = Checkpoints(workdir / FOLDER, keep=1)
+    logged, steps = {}, checkpoints.steps()  # The digest of the log at each step.
+
+    def read(step: int) -> str:
+        found = checkpoints.read(step)
+        logged[step] = found.log
+        if found.best and found.best["step"] not in steps:
+            missing = checkpoints.path(found.best["step"])
+            raise ValueError(f"{missing}, that of the best network, is missing")
+        return "whole"
+
+    for step in steps:
+        name = f"{FOLDER}/{checkpoints.path(step).name}"
+        yield _verdict(name, functools.partial(read, step))
+    if (workdir / LOG_FILE).exists() or logged:
+        yield _verdict(LOG_FILE, lambda: _log_lines(workdir / LOG_FILE, logged))
+
+
+def _verdict(name: str, read: Callable[[], str]) -> Verdict:
+    """Return the verdict on a file that ``read`` describes or refuses."""
+    try:
+        return Verdict(name, read(), True)
+    except (ValueError, OSError) as error:
+        return Verdict(name, f"NOT WHOLE: {error}", False)
+
+
+def _network(path: Path) -> str:
+    metrics = read_metrics(path)
+    if not metrics:
+        raise ValueError(f"{path} lacks the figures that a run saves with it")
+    score = metrics["mean_iu"]
+    scored = "nothing but void to score" if score is None else f"mean IU {score:.4f}"
+    return f"whole: step {metrics['step']}, {scored}"
+
+
+def _figures(path: Path, network: Path) -> str:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+    try:
+        wanted = read_metrics(network)
+    except (ValueError, OSError):
+        return f"cannot be compared with {network.name}"
+    if found != wanted:
+        raise ValueError(f"{path} differs from the figures in {network.name}")
+    return f"the figures in {network.name}"
+
+
+def _log_lines(path: Path, logged: dict[int, str]) -> str:
+    records, damaged = parse_log(path)
+    if damaged:
+        lines = ", ".join(map(str, damaged))
+        raise ValueError(f"{path} has damaged lines: {lines}")
+    for step, digest in logged.items():
+        if digest_of(records_at(records, step)) != digest:
+            raise ValueError(f"{path} is not what the run logged up to step {step}")
+    return f"{len(records)} lines"

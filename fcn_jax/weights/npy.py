@@ -37,7 +37,9 @@ def read(path: str | Path) -> WeightFile:
     """Read a caffe-tensorflow ``.npy`` file, or the bare pickle of one.
 
     Both layouts are read, ``{name: [kernel, bias]}`` and ``{name: {"weights": kernel,
-    "biases": bias}}``, written by Python 2 or 3. Other entries are left unused.
+    "biases": bias}}``, written by Python 2 or 3. Other entries are left unused. The
+    arrays are views of the file where its layout allows: do not change it while they
+    are in use.
 
     Raises:
         ValueError: if the file is damaged, holds no dictionary, claims larger arrays

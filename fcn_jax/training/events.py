@@ -5,7 +5,7 @@ import math
 import os
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +72,8 @@ class Events:
         try:
             yield
         except OSError as error:
+            with suppress(OSError):
+                self._writer and self._writer.close()
             self._writer = None
             reason = error.strerror or error
             _log.warning(

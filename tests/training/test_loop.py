@@ -281,6 +281,26 @@ def test_directory_in_use_is_refused(thin_config, tmp_path):
             loop.train(thin_config(), tmp_path)
 
 
+def test_killed_reading_process_is_one_sentence(thin_config, tmp_path, monkeypatch):
+    def batches(*_, **__):
+        yield from ()
+        raise RuntimeError("Worker process was terminated unexpectedly")
+
+    monkeypatch.setattr(loop, "train_batches", batches)
+    with pytest.raises(
+        ChildProcessError, match="a reading process was killed, perhaps"
+    ):
+        loop.train(thin_config(), tmp_path)
+
+
+def test_run_ends_when_its_directory_is_deleted(thin_config, tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    act_at(monkeypatch, 1, lambda: shutil.rmtree(run))
+    with pytest.raises(OSError, match="run was deleted or moved while it was in use"):
+        loop.train(thin_config(log_every=9), run)
+    assert not run.exists()
+
+
 def test_own_transform_that_is_missing_is_refused_before_any_work(
     thin_config, tmp_path
 ):

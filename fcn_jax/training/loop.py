@@ -175,7 +175,8 @@ def train(
                         f"stopped and saved at step {step}; start it again to resume"
                     )
                 meter.restart_clock()
-    _draw_curves(workdir)
+        _draw_curves(workdir)
+        assert_there()
     wait_for_all()
     return validate.best
 

@@ -109,7 +109,8 @@ def owning(folder: Path) -> Iterator[Callable[[], None]]:
     try:
         yield check
     finally:
-        owner.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            owner.unlink(missing_ok=True)
         lock.release()
 
 
@@ -141,7 +142,8 @@ def replacing(path: str | Path, *, durable: bool = False) -> Iterator[Path]:
     name = f".{path.name[:40]}.{_HOST}.{os.getpid()}{_UNFINISHED}"
     unfinished = path.with_name(name)
     with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.parent.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
         try:
             yield unfinished
             if durable:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from fcn_jax.files import reading
+from fcn_jax.files import reading, writing
 from fcn_jax.training.steps import TrainState
 from fcn_jax.weights import tensors
 
@@ -147,6 +147,9 @@ class Checkpoints:
         step = int(arrays["step"])
         metadata = {name: json.dumps(fields[name]) for name in Checkpoint._fields[1:]}
         metadata = {"format": _FORMAT, "version": _VERSION, **metadata}
+        with writing(self._directory):
+            # Not its parents: a run that was deleted must not come back in part.
+            self._directory.mkdir(exist_ok=True)
         tensors.write(self.path(step), arrays, metadata)
         self.remove_old(step, fields["best"])
 

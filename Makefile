@@ -1,11 +1,13 @@
 # make demo: trains and evaluates a small network, draws its results.
 # make test: the whole test suite.  make lint: style, and imports that go one way.
+# make faults: thousands of kills, failing disks and damaged files, in about 20 minutes;
+# FAULTS_TABLE=FILE writes the table of what became of them.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint
+.PHONY: demo test faults lint
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/installed
@@ -15,6 +17,9 @@ demo: $(VENV)/installed
 
 test: $(VENV)/installed-dev
 	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal
+
+faults: $(VENV)/installed-dev
+	FAULTS=all $(BIN)/python -m pytest tests/faults --numprocesses 2 --dist worksteal
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .

@@ -389,8 +389,8 @@ def test_predict_lists_unreadable_images_at_the_end(make_run, tmp_path, capsys):
     assert main(["predict", "--run", str(run), "--out", str(out), *images]) == 1
     captured = capsys.readouterr()
     *_, first, second = captured.err.splitlines()
-    assert first.startswith(f"not read: {bad}: ")
-    assert second.startswith(f"not read: {absent}: ")
+    assert first.startswith(f"left out: {bad}: ")
+    assert second.startswith(f"left out: {absent}: ")
     assert f"1 segmented into {out}" in captured.out
     assert {path.name for path in out.iterdir()} == {"good.png", "good_overlay.png"}
 

@@ -4,7 +4,7 @@ import pytest
 from PIL import Image
 
 from fcn_jax.data.images import read_image, read_label
-from fcn_jax.inference import predict as predict_module
+from fcn_jax.inference import image_files
 from fcn_jax.inference.image_files import find_images, predict_files
 from fcn_jax.inference.predict import apply, predict
 from fcn_jax.network import Network
@@ -129,7 +129,7 @@ def test_large_image_shows_the_progress_of_its_tiles(
     path = save(tmp_path / "a.png", picture())
     predict_files(net, [path], tmp_path / "small")
     assert "tiles:" not in capsys.readouterr().err
-    monkeypatch.setattr(predict_module, "needs_tiles", lambda shape: True)
+    monkeypatch.setattr(image_files, "needs_tiles", lambda shape: True)
     predict_files(net, [path], tmp_path / "large")
     assert "tiles:" in capsys.readouterr().err
     labels = read_label(tmp_path / "large" / "a.png")
@@ -137,11 +137,21 @@ def test_large_image_shows_the_progress_of_its_tiles(
 
 
 @pytest.mark.parametrize(
-    "first, second", [("x/a.jpg", "y/a.png"), ("a.jpg", "a_overlay.jpg")]
+    "names", [("a.bmp", "a.png"), ("a.bmp", "a_overlay.bmp"), ("deep/a.bmp", "b/a.tif")]
 )
-def test_images_that_share_a_result_are_refused(net, tmp_path, first, second):
-    paths = [tmp_path / first, tmp_path / second]
-    with pytest.raises(ValueError, match=f"{second}, would replace .*{first}"):
+def test_images_that_would_share_a_result_keep_their_suffix(net, tmp_path, names):
+    paths = [save(tmp_path / name, picture()) for name in names]
+    alone = save(tmp_path / "c.png", picture())
+    assert predict_files(net, [*paths, alone], tmp_path / "out") == (3, [])
+    stems = [path.name for path in paths] + ["c"]
+    expected = [f"{stem}{end}" for stem in stems for end in (".png", "_overlay.png")]
+    found = [path.name for path in (tmp_path / "out").iterdir()]
+    assert sorted(found) == sorted(expected)
+
+
+def test_images_of_one_name_are_refused(net, tmp_path):
+    paths = [tmp_path / "x" / "a.jpg", tmp_path / "y" / "a.jpg"]
+    with pytest.raises(ValueError, match="y/a.jpg, would replace .*x/a.jpg"):
         predict_files(net, paths, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

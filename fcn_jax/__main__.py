@@ -280,10 +280,11 @@ def _ending_on_interrupt() -> Iterator[None]:
     wake.setblocking(False)
 
     def wait() -> None:
-        while signal := end.recv(1):
-            if signal[0] == SIGINT:
-                time.sleep(1)
-                leave()
+        with end:
+            while signal := end.recv(1):
+                if signal[0] == SIGINT:
+                    time.sleep(1)
+                    leave()
 
     def leave() -> None:
         print("\nfcn_jax predict: interrupted", file=sys.stderr, flush=True)

@@ -1,9 +1,13 @@
 """Reading one image or one mask with Pillow."""
 
+import contextlib
 import os
+import tempfile
 import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO, ClassVar, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -22,6 +26,7 @@ _TURNS = {
 }
 
 _MAX_SIDE = 2**20  # A strip of one row is not too long then.
+_STRIP = 2**20  # Pixels that are converted at once.
 _MAX_DECODING = 2**30  # Bytes.
 # Measured bytes per pixel that Pillow takes to decode RGB. A progressive JPEG is
 # decoded from all of its coefficients, and a TIFF may have a single strip.
@@ -65,43 +70,71 @@ def read_oriented_image(
     return turn(array, left) if upright else array, orientation
 
 
-class LazyImage:
-    """Give parts of a decoded image as upright RGB, converted as they are taken.
+@dataclass(frozen=True)
+class SpooledImage:
+    """Give the pixels of a large image from a temporary file.
 
-    A large image then lies in memory once. It is used like an array [H, W, 3] uint8,
-    of which ``image[rows, columns]`` and ``image[rows]`` with slices give parts.
+    It is used like an array [H, W, 3] uint8, of which ``image[rows, columns]`` and
+    ``image[rows]`` give parts.
+    """
+
+    shape: tuple[int, int, int]
+    file: BinaryIO
+    dtype: ClassVar = np.dtype(np.uint8)
+    ndim: ClassVar = 3
+
+    def __getitem__(self, part: slice | tuple[slice, ...]) -> np.ndarray:
+        """Return a part of the image as an array of its own."""
+        # Mapped anew each time, since the pages of a mapping count as memory in use.
+        pixels = np.memmap(self.file, self.dtype, "r", shape=self.shape)
+        return np.array(pixels[part])
+
+
+@contextlib.contextmanager
+def spooled_image(file: str | Path, folder: str | Path) -> Iterator[SpooledImage]:
+    """Read an image into a temporary file, so that it leaves the memory.
 
     Args:
         file: path of an image, as `read_image` takes it.
+        folder: where the temporary file is made. It has no name there, and goes away
+            with the context or the process.
+
+    Yields:
+        The image, upright.
 
     Raises:
         ValueError: as `read_image` does.
+        OSError: if the temporary file cannot be written.
     """
+    image, _, left = decode(file)
+    _check_mode(image, str(file))
+    width, height = image.size
+    rows, columns = (width, height) if _TURNS[left][2] else (height, width)
+    step = max(1, _STRIP // columns)
+    with tempfile.TemporaryFile(dir=folder, buffering=0) as spool:
+        try:
+            for i in range(0, rows, step):
+                _upright_rows(image, left, i, min(i + step, rows)).tofile(spool)
+        except OSError as error:
+            raise OSError(
+                f"{folder}: a temporary file for the pixels of {file} cannot be "
+                f"written; is the disk full? ({error})"
+            ) from error
+        del image
+        yield SpooledImage((rows, columns, 3), spool)
 
-    dtype, ndim = np.dtype(np.uint8), 3
 
-    def __init__(self, file: str | Path):
-        self._image, _, self._left = decode(file)
-        _check_mode(self._image, str(file))
-        width, height = self._image.size
-        swaps = _TURNS[self._left][2]
-        self.shape = (width, height, 3) if swaps else (height, width, 3)
-
-    def __getitem__(self, part: slice | tuple[slice, slice]) -> np.ndarray:
-        """Return [h, w, 3] uint8 of slices without a step."""
-        rows, columns = part if isinstance(part, tuple) else (part, slice(None))
-        spans = [rows.indices(self.shape[0])[:2], columns.indices(self.shape[1])[:2]]
-        reverse_rows, reverse_columns, swaps = _TURNS[self._left]
-        if swaps:
-            spans.reverse()
-        width, height = self._image.size
-        if reverse_rows:
-            spans[0] = height - spans[0][1], height - spans[0][0]
-        if reverse_columns:
-            spans[1] = width - spans[1][1], width - spans[1][0]
-        (top, bottom), (left, right) = spans
-        stored = to_rgb(self._image.crop((left, top, right, bottom)))
-        return turn(stored, self._left)
+def _upright_rows(
+    image: Image.Image, orientation: int, first: int, last: int
+) -> np.ndarray:
+    """Return rows of an image as they are once it is upright: [h, W, 3] uint8."""
+    reverse_rows, reverse_columns, swaps = _TURNS[orientation]
+    width, height = image.size
+    if reverse_columns if swaps else reverse_rows:
+        rows = width if swaps else height
+        first, last = rows - last, rows - first
+    box = (first, 0, last, height) if swaps else (0, first, width, last)
+    return turn(to_rgb(image.crop(box)), orientation)
 
 
 def turn(image: np.ndarray, orientation: int) -> np.ndarray:

@@ -1,6 +1,7 @@
 """Image files in, label files out."""
 
 import collections
+import contextlib
 import errno
 import glob
 import os
@@ -12,7 +13,7 @@ import numpy as np
 from tqdm import tqdm
 
 from fcn_jax.data.channels import count_pixels, is_picture, read_channels
-from fcn_jax.data.images import LazyImage, image_suffixes
+from fcn_jax.data.images import SpooledImage, image_suffixes, spooled_image
 from fcn_jax.data.pairs import names_below
 from fcn_jax.data.read_ahead import read_ahead
 from fcn_jax.files import replacing
@@ -82,8 +83,8 @@ def predict_files(
 ) -> tuple[int, list[tuple[Path, str]]]:
     """Write NAME.png, an index PNG, and NAME_overlay.png for each image NAME.*.
 
-    Images above 4 million pixels come last, one by one. An image of RGB is then held in
-    memory once.
+    Images above 4 million pixels come last, one by one, and memory holds those of RGB
+    only while they are decoded.
 
     Args:
         net: the network; its palette colours both.
@@ -138,7 +139,7 @@ def predict_files(
             left_out += _write(net, path, targets[path], image, labels)
             bar.update()
         for path in alone:
-            left_out += _segment(net, path, files[path], targets[path], views)
+            left_out += _segment(net, path, files[path], targets[path], views, out)
             bar.update()
     return len(targets) - len(left_out), left_out
 
@@ -221,21 +222,32 @@ def _segment(
     files: Sequence[Path],
     targets: Sequence[Path],
     views: Mapping[str, Any],
+    folder: str | Path,
 ) -> list[tuple[Path, str]]:
-    """Segment one image by itself, and return (path, error) if it is left out."""
+    """Segment one image by itself, and return (path, error) if it is left out.
+
+    Args:
+        net: the network.
+        path: of the image.
+        files: of its channels.
+        targets: as for `_write`.
+        views: scales and flip for `probabilities`, or {}.
+        folder: for a temporary file.
+    """
     channels = net.model.in_channels
     try:
         if is_picture(files, channels):
-            image = LazyImage(files[0])
+            opened = spooled_image(files[0], folder)
         else:
-            image = read_channels(files, channels=channels)
-        if views:
-            result = averaged_probabilities(net, image[:], **views)
-        else:
-            result = predict_tiled(net, image, progress=True)
+            opened = contextlib.nullcontext(read_channels(files, channels=channels))
+        with opened as image:
+            if views:
+                result = averaged_probabilities(net, image[:], **views)
+            else:
+                result = predict_tiled(net, image, progress=True)
+            return _write(net, path, targets, image, result)
     except (ValueError, MemoryError) as error:
         return [(path, _reason(path, error))]
-    return _write(net, path, targets, image, result)
 
 
 def _reason(path: Path, error: Exception) -> str:
@@ -291,7 +303,7 @@ def _write(
     net: Network,
     path: Path,
     targets: Sequence[Path],
-    image: np.ndarray | LazyImage,
+    image: np.ndarray | SpooledImage,
     result: np.ndarray,
 ) -> list[tuple[Path, str]]:
     """Write the results of an image, and return (path, error) if a name is refused.
@@ -319,7 +331,7 @@ def _write(
 
 
 def _overlay_strips(
-    net: Network, image: np.ndarray | LazyImage, labels: np.ndarray
+    net: Network, image: np.ndarray | SpooledImage, labels: np.ndarray
 ) -> Iterator[np.ndarray]:
     for rows in strips(*labels.shape):
         picture = as_picture(image[rows], net.model.mean, net.model.scale, net.shown)

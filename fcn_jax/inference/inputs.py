@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from fcn_jax.data.channels import read_channels
-from fcn_jax.data.images import ORIENTATION, LazyImage, to_rgb
+from fcn_jax.data.images import ORIENTATION, SpooledImage, to_rgb
 from fcn_jax.models.vgg import is_number
 
 Array = np.ndarray | jax.Array
@@ -55,12 +55,12 @@ def as_batch(image: AnyImage, channels: int = 3) -> tuple[Array, bool]:
     return (image[None] if single else image), single
 
 
-def as_image(image: AnyImage | LazyImage, channels: int = 3) -> Array | LazyImage:
+def as_image(image: AnyImage | SpooledImage, channels: int = 3) -> Array | SpooledImage:
     """Return [H, W, N] from one image in any form that `as_batch` takes.
 
-    A `LazyImage` is returned as it is, for those who take parts of it alone.
+    A `SpooledImage` is returned as it is, for those who take parts of it alone.
     """
-    if isinstance(image, LazyImage) and channels == 3:
+    if isinstance(image, SpooledImage) and channels == 3:
         return image
     batch, single = as_batch(image, channels)
     if not single:

@@ -320,7 +320,7 @@ def _scales(text: str) -> tuple[float, ...]:
 
 def _count(text: str) -> int:
     if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text} must be a whole number, 0 or more")
+        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number, 0 or more")
     return int(text)
 
 

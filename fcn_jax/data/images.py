@@ -26,7 +26,7 @@ _TURNS = {
 }
 
 _MAX_SIDE = 2**20  # A strip of one row is not too long then.
-_STRIP = 2**20  # Pixels that are converted at once.
+STRIP = 2**20  # Pixels that are converted at once.
 _MAX_DECODING = 2**30  # Bytes.
 # Measured bytes per pixel that Pillow takes to decode RGB. A progressive JPEG is
 # decoded from all of its coefficients, and a TIFF may have a single strip.
@@ -110,7 +110,7 @@ def spooled_image(file: str | Path, folder: str | Path) -> Iterator[SpooledImage
     _check_mode(image, str(file))
     width, height = image.size
     rows, columns = (width, height) if _TURNS[left][2] else (height, width)
-    step = max(1, _STRIP // columns)
+    step = max(1, STRIP // columns)
     with tempfile.TemporaryFile(dir=folder, buffering=0) as spool:
         try:
             for i in range(0, rows, step):

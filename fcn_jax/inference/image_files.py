@@ -156,7 +156,9 @@ def _images_like(pattern: str, arrays: bool) -> list[Path]:
     real: dict[Path, Path] = {}  # A link may lead back up, to paths without an end.
     for path in sorted(matches, key=lambda path: (len(path.parts), path)):
         if _is_image(path, arrays) and not path.is_dir():
-            real.setdefault(path.parent.resolve() / path.name, path)
+            real.setdefault(
+                os.path.join(os.path.realpath(path.parent), path.name), path
+            )
     return sorted(real.values())
 
 
@@ -269,18 +271,20 @@ def _targets(
         return [out / f"{name}{ending}" for ending in endings]
 
     images = _told_apart(images, results)
-    taken = {path.resolve(): path for paths in files.values() for path in paths}
+    # Unlike Path.resolve, realpath takes a link that leads to itself.
+    taken = {os.path.realpath(path): path for paths in files.values() for path in paths}
     targets: dict[Path, list[Path]] = {}
     for path, name in images.items():
         targets[path] = results(name)
         for target in targets[path]:
-            if target.resolve() in taken:
+            real = os.path.realpath(target)
+            if real in taken:
                 raise ValueError(
                     f"{target}, a result of {path}, would replace "
-                    f"{taken[target.resolve()]} or a result of it: rename one of the "
+                    f"{taken[real]} or a result of it: rename one of the "
                     "images, or choose another folder for the results"
                 )
-            taken[target.resolve()] = path
+            taken[real] = path
     return targets
 
 

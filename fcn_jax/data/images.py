@@ -251,7 +251,7 @@ def _label_values(label: Image.Image, where: str, colors: bool) -> np.ndarray:
                 "compression changes them; save the mask as PNG, or give the colour of "
                 "each class as palette and set nearest_color=True"
             )
-        return to_rgb(label, where)
+        label = label if label.mode == "RGBA" else label.convert("RGB")
     if label.format == "GIF" and label.mode == "P":
         # Programs that write GIF number the palette anew, so its colours count.
         label = label.convert("RGB")

@@ -327,9 +327,10 @@ def _write(
         for target in npz:
             _save_probabilities(target, result)
     except OSError as error:
-        reason = f"{label_path}: cannot be written: {error.strerror or error}"
+        reason = f"{path}: its results in {label_path.parent} cannot be written: "
+        reason += str(error.strerror or error)
         if error.errno in _ERRORS_OF_A_NAME:
-            return [(path, f"{path}: {reason}")]
+            return [(path, reason)]
         raise OSError(reason) from error
     return []
 

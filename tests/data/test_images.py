@@ -264,9 +264,10 @@ def test_read_label_gives_rgb_of_a_colour_mask_on_demand(tmp_path):
 
 def test_read_label_transparent_colour_mask_is_refused(tmp_path):
     opaque = np.dstack([IMAGE, np.full((2, 3), 254, np.uint8)])
-    Image.fromarray(opaque).save(tmp_path / "x.png")
-    with pytest.raises(ValueError, match="x.png: .*must be opaque.*save it as RGB"):
-        read_label(tmp_path / "x.png", colors=True)
+    for kind in ("PNG", "WEBP"):
+        Image.fromarray(opaque).save(tmp_path / "x.png", kind)
+        with pytest.raises(ValueError, match="x.png: .*must be opaque.*save it as RGB"):
+            read_label(tmp_path / "x.png", colors=True)
 
 
 def test_read_label_jpeg_is_never_an_index_mask(tmp_path):

@@ -156,7 +156,7 @@ def test_results_are_refused_by_name_or_end_the_work(net, tmp_path, monkeypatch)
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(image_files, "save_labels", fail)
-    reason = "good.png: cannot be written: No space left on device"
+    reason = "good.png: its results in .*out cannot be written: No space left on device"
     with pytest.raises(OSError, match=reason):
         predict_files(net, [good, long], out)
 

@@ -1,10 +1,17 @@
 """The command line: python -m fcn_jax COMMAND, see --help."""
 
 import argparse
+import contextlib
+import math
+import os
 import re
+import socket
 import sys
-from collections.abc import Callable
+import threading
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from signal import SIGINT, set_wakeup_fd
 
 import jax
 import numpy as np
@@ -33,6 +40,7 @@ from fcn_jax.weights.describe import describe
 from fcn_jax.weights.load import check_fit, load, read_file, save
 
 _WEIGHTS = "weight file, run directory, or published name such as fcn8s-heavy-pascal"
+_INTERRUPTED = 130  # Exit status of a command that Ctrl-C ended, by convention.
 _CONFIG = "file of configs/; --config.field=value overrides a field"
 
 
@@ -137,7 +145,7 @@ def _add_network_commands(add_command: Callable) -> None:
     add("--extra", type=Path, action="append", default=[], metavar="FOLDER", help=extra)
     add("--batch-size", type=_count, default=0, help="default: 8, on a CPU 1")
     scales = "average over scaled copies of the image, such as 0.75,1,1.25"
-    add("--scales", type=_numbers, default=(1.0,), help=scales)
+    add("--scales", type=_scales, default=(1.0,), help=scales)
     add("--flip", action="store_true", help="average with the mirrored image")
     add("--probabilities", action="store_true", help="also write .npz files of float16")
 
@@ -264,30 +272,78 @@ def _file_name(name: str) -> str:
 
 
 def _predict(args: argparse.Namespace) -> int:
-    net, _ = _network(args)
-    written, unread = predict_files(
-        net,
-        args.images,
-        args.out,
-        extra=args.extra,
-        batch_size=args.batch_size,
-        scales=args.scales,
-        flip=args.flip,
-        probabilities=args.probabilities,
-    )
-    for _, error in unread:
-        print(f"not read: {error}", file=sys.stderr)
-    print(f"{written} segmented into {args.out}")
-    return 1 if unread else 0
+    with _ending_on_interrupt():
+        net, _ = _network(args)
+        written, left_out = predict_files(
+            net,
+            args.images,
+            args.out,
+            extra=args.extra,
+            batch_size=args.batch_size,
+            scales=args.scales,
+            flip=args.flip,
+            probabilities=args.probabilities,
+        )
+    for _, error in left_out:
+        print(f"left out: {_printable(error)}", file=sys.stderr)
+    print(f"{written} segmented into {_printable(args.out)}")
+    return 1 if left_out else 0
 
 
-def _numbers(text: str) -> tuple[float, ...]:
-    return tuple(float(part) for part in text.split(","))
+@contextlib.contextmanager
+def _ending_on_interrupt() -> Iterator[None]:
+    """End the process soon after Ctrl-C, whatever it computes.
+
+    Python raises KeyboardInterrupt only after the compiled program at work, which may
+    take a minute, and then waits for threads. So a thread ends the process a second
+    after the signal. By then an unfinished file is removed: none is written while a
+    compiled program is at work.
+    """
+    end, wake = socket.socketpair()
+    wake.setblocking(False)
+
+    def wait() -> None:
+        with end:
+            while signal := end.recv(1):
+                if signal[0] == SIGINT:
+                    time.sleep(1)
+                    leave()
+
+    def leave() -> None:
+        print("\nfcn_jax predict: interrupted", file=sys.stderr, flush=True)
+        os._exit(_INTERRUPTED)
+
+    before = set_wakeup_fd(wake.fileno(), warn_on_full_buffer=False)
+    threading.Thread(target=wait, daemon=True).start()
+    try:
+        yield
+    except KeyboardInterrupt:
+        leave()
+    finally:
+        set_wakeup_fd(before)
+        wake.close()
+
+
+def _printable(text: object) -> str:
+    """Return the text on one line, with escapes for what a terminal may not show."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(text))
+
+
+def _scales(text: str) -> tuple[float, ...]:
+    try:
+        scales = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        scales = ()
+    if not scales or not all(0 < scale < math.inf for scale in scales):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} must be numbers above 0, separated by commas"
+        )
+    return scales
 
 
 def _count(text: str) -> int:
     if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text} must be a whole number, 0 or more")
+        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number, 0 or more")
     return int(text)
 
 

@@ -1,9 +1,11 @@
 """Label maps in colour, rows of results, learning curves."""
 
 import math
-from collections.abc import Mapping, Sequence
+import struct
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -13,6 +15,7 @@ from fcn_jax.files import replacing
 
 Palette = Sequence[tuple[int, int, int]]
 
+_STRIP = 2**18  # Pixels of an overlay that are computed at once.
 _CELL = 2.8  # Width of a picture in results_figure, inches.
 _PAIR_CELL, _PAIRS = 2.1, 3  # Width of a picture in augmented_rows; pairs in a row.
 _TITLES = ("image", "ground truth", "prediction")
@@ -113,9 +116,22 @@ def overlay(
             f"image {image.shape} and labels {labels.shape} do not belong together: "
             "expected [H, W, 3] and [H, W]"
         )
-    share = np.where(labels == VOID, 0, alpha)[..., None]
-    mixed = (1 - share) * image + share * colorize(labels, palette)
-    return np.clip(np.rint(mixed), 0, 255).astype(np.uint8)
+    if labels.ndim > 2:
+        maps = zip(image, labels, strict=True)
+        return np.stack([overlay(*pair, palette=palette, alpha=alpha) for pair in maps])
+    mixed = np.empty(image.shape, np.uint8)
+    for rows in strips(*labels.shape):  # The floats of a whole image are too many.
+        share = np.where(labels[rows] == VOID, 0, alpha)[..., None]
+        colors = colorize(labels[rows], palette)
+        strip = (1 - share) * image[rows] + share * colors
+        mixed[rows] = np.clip(np.rint(strip), 0, 255)
+    return mixed
+
+
+def strips(height: int, width: int) -> list[slice]:
+    """Return slices that cut the rows of an image into strips of bounded size."""
+    rows = max(1, _STRIP // max(1, width))
+    return [slice(i, min(i + rows, height)) for i in range(0, height, rows)]
 
 
 def legend(class_names: Sequence[str], palette: Palette = ()) -> np.ndarray:
@@ -141,10 +157,51 @@ def legend(class_names: Sequence[str], palette: Palette = ()) -> np.ndarray:
     return np.asarray(picture)
 
 
-def save_image(path: str | Path, image: np.ndarray) -> None:
-    """Write [H, W, 3] uint8 RGB as PNG."""
-    with replacing(path) as unfinished:
-        Image.fromarray(image).save(unfinished, format="PNG")
+def save_image(
+    path: str | Path, size: tuple[int, int], parts: Iterable[np.ndarray]
+) -> None:
+    """Write strips of an image as a PNG, so that it never lies whole in memory.
+
+    Args:
+        path: of the file, replaced as a whole.
+        size: height and width of the image.
+        parts: its strips, from the top: [h, W, 3] uint8, RGB, of ``size[0]`` rows
+            together.
+
+    Raises:
+        ValueError: if a strip is something else.
+    """
+    height, width = size
+    packer = zlib.compressobj()
+    with replacing(path) as unfinished, open(unfinished, "wb") as file:
+        file.write(b"\x89PNG\r\n\x1a\n")
+        # 8 bits, RGB, deflate, filters, not interlaced.
+        _write_chunk(file, b"IHDR", struct.pack(">2I5B", width, height, 8, 2, 0, 0, 0))
+        for part in parts:
+            if part.shape[1:] != (width, 3) or part.dtype != np.uint8:
+                raise ValueError(
+                    f"a strip is {list(part.shape)} {part.dtype}, want [h, {width}, 3] "
+                    "uint8"
+                )
+            _write_chunk(file, b"IDAT", packer.compress(_filtered(part)))
+        _write_chunk(file, b"IDAT", packer.flush())
+        _write_chunk(file, b"IEND", b"")
+
+
+def _filtered(part: np.ndarray) -> bytes:
+    """Return the rows of a PNG: its filter 1, and differences to the pixel before."""
+    rows = np.empty((len(part), 1 + part[0].size), np.uint8)
+    rows[:, 0] = 1
+    values = part.reshape(len(part), -1)
+    rows[:, 1:4] = values[:, :3]
+    np.subtract(values[:, 3:], values[:, :-3], out=rows[:, 4:])  # Modulo 256.
+    return rows.tobytes()
+
+
+def _write_chunk(file: BinaryIO, kind: bytes, content: bytes) -> None:
+    check = zlib.crc32(kind + content)
+    file.write(struct.pack(">I", len(content)) + kind + content)
+    file.write(struct.pack(">I", check))
 
 
 def save_labels(path: str | Path, labels: np.ndarray, palette: Palette = ()) -> None:

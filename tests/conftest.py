@@ -3,7 +3,10 @@
 The references are written from the definitions, in numpy, ONNX and protobuf.
 """
 
+import io
 import os
+import struct
+import zlib
 from types import SimpleNamespace
 
 import jax
@@ -13,6 +16,7 @@ import onnxruntime
 import pytest
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from hypothesis import settings
+from PIL import Image
 
 from fcn_jax.models.fcn import FCN
 from fcn_jax.network import Network
@@ -292,3 +296,92 @@ def reference():
         network=network,
         write_caffemodel=write_caffemodel,
     )
+
+
+# Names of files, and the (height, width) of their image or a part of the error.
+ODD_IMAGES = {
+    "16 bits.png": (20, 33),
+    "new\nline.png": (20, 33),
+    "émile 図.png": (20, 33),
+    os.fsdecode(b"\xff\xfe.png"): (20, 33),
+    "cmyk.jpg": (20, 33),
+    "alpha.webp": (20, 33),
+    "turned.jpg": (33, 20),
+    "animated.gif": (20, 33),
+    "animated.png": (20, 33),
+    "animated.webp": (20, 33),
+    "one.bmp": (1, 1),
+    "wide.png": (1, 9000),
+    "tall.png": (9000, 1),
+    "pipe.png": "not a regular file",
+    "pipe link.png": "not a regular file",
+    "zero.png": "not a regular file",
+    "loop.png": "Too many levels of symbolic links",
+    "gone.png": "No such file",
+    "empty.png": "cannot identify",
+    "text.jpg": "cannot identify",
+    "cut.jpg": "truncated",
+    "bomb.png": "400000000 pixels.* exceeds limit",
+    "long.png": "a side of 1x2000000 pixels is above 1048576",
+    "huge.qoi": "more than 1 GiB to decode",
+    "program.png": "EPS is a program",
+    "float.tif": "no agreed range",
+}
+
+
+def empty_png(height: int, width: int) -> bytes:
+    """A PNG of a grey bit for each pixel, without the pixels."""
+    header = struct.pack(">2I5B", width, height, 1, 0, 0, 0, 0)
+    content = b"\x89PNG\r\n\x1a\n"
+    for kind, part in ((b"IHDR", header), (b"IDAT", b"")):
+        check = struct.pack(">I", zlib.crc32(kind + part))
+        content += struct.pack(">I", len(part)) + kind + part + check
+    return content
+
+
+def encoded(image: Image.Image, kind: str, **options) -> bytes:
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+@pytest.fixture
+def odd_images(tmp_path):
+    """A folder of `ODD_IMAGES`. First frames of animations are red."""
+    folder = tmp_path / "odd"
+    folder.mkdir()
+    red, blue = (Image.new("RGB", (33, 20), color) for color in ("red", "blue"))
+    frames = {"save_all": True, "append_images": [blue]}
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for name in list(ODD_IMAGES)[1:4]:
+        red.save(os.fsencode(folder / name), "PNG")
+    Image.new("I;16", red.size, 0x8000).save(folder / "16 bits.png")
+    red.convert("CMYK").save(folder / "cmyk.jpg")
+    red.convert("RGBA").save(folder / "alpha.webp")
+    red.save(folder / "turned.jpg", exif=exif)
+    red.save(folder / "animated.gif", **frames)
+    red.save(folder / "animated.png", **frames)
+    red.save(folder / "animated.webp", lossless=True, **frames)
+    for name, size in (("one.bmp", (1, 1)), ("wide.png", (9000, 1))):
+        Image.new("RGB", size).save(folder / name)
+    Image.new("RGB", (1, 9000)).save(folder / "tall.png")
+    os.mkfifo(folder / "pipe.png")
+    links = {"pipe link": "pipe.png", "zero": "/dev/zero", "loop": "loop.png"}
+    for name, target in (links | {"gone": "nowhere.png"}).items():
+        (folder / f"{name}.png").symlink_to(target)
+    (folder / "folder loop").symlink_to(folder)
+    jpeg = encoded(Image.effect_noise((64, 64), 50), "JPEG")
+    contents = {
+        "empty.png": b"",
+        "text.jpg": b"<html>not found</html>",
+        "cut.jpg": jpeg[:-500],
+        "bomb.png": empty_png(20_000, 20_000),
+        "long.png": empty_png(1, 2_000_000),
+        "huge.qoi": b"qoif" + struct.pack(">2I2B", 16_000, 10_000, 3, 1),
+        "program.png": encoded(red, "EPS"),
+    }
+    for name, content in contents.items():
+        (folder / name).write_bytes(content)
+    Image.new("F", red.size).save(folder / "float.tif")
+    return folder, ODD_IMAGES

@@ -1,4 +1,7 @@
 import json
+import os
+import queue
+import signal
 import subprocess
 import sys
 
@@ -9,6 +12,7 @@ import pytest
 from PIL import Image
 
 import fcn_jax
+import fcn_jax.__main__ as command_line
 from fcn_jax.__main__ import main
 from fcn_jax.data.images import read_image, read_label
 from fcn_jax.network import Network
@@ -392,10 +396,66 @@ def test_predict_lists_unreadable_images_at_the_end(make_run, tmp_path, capsys):
     assert main(["predict", "--run", str(run), "--out", str(out), *images]) == 1
     captured = capsys.readouterr()
     *_, first, second = captured.err.splitlines()
-    assert first.startswith(f"not read: {bad}: ")
-    assert second.startswith(f"not read: {absent}: ")
+    assert first.startswith(f"left out: {bad}: ")
+    assert second.startswith(f"left out: {absent}: ")
     assert f"1 segmented into {out}" in captured.out
     assert {path.name for path in out.iterdir()} == {"good.png", "good_overlay.png"}
+
+
+@pytest.mark.parametrize(
+    "option, value",
+    [
+        *(("--scales", v) for v in ("inf", "nan", "abc", "", "0", "-1", "1,,2")),
+        *(("--batch-size", v) for v in ("-1", "1.5", "many", "")),
+    ],
+)
+def test_predict_refuses_numbers_that_are_none_in_one_line(option, value, capsys):
+    arguments = ["predict", "--run", "run", "--out", "out", "a.png"]
+    with pytest.raises(SystemExit, match="2"):
+        main([*arguments, f"{option}={value}"])
+    *_, line = capsys.readouterr().err.splitlines()
+    assert f"argument {option}: " in line and "must be" in line
+
+
+def test_predict_prints_names_on_one_line(make_run, tmp_path, capsys):
+    run, out = make_run(root="not needed"), tmp_path / "out\n\udcff"
+    images = [str(tmp_path / "a\n.png"), str(tmp_path / "b\x1b\udcff.png")]
+    assert main(["predict", "--run", str(run), "--out", str(out), *images]) == 1
+    captured = capsys.readouterr()
+    *_, first, second = captured.err.splitlines()
+    assert first.startswith(f"left out: {tmp_path}/a\\n.png: ")
+    assert second.startswith(f"left out: {tmp_path}/b\\x1b\\udcff.png: ")
+    assert captured.out == f"0 segmented into {tmp_path}/out\\n\\udcff\n"
+
+
+def test_interrupt_ends_predict_with_one_line(make_run, monkeypatch, capsys):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command_line, "predict_files", interrupted)
+    monkeypatch.setattr(os, "_exit", sys.exit)
+    run = make_run(root="not needed")
+    with pytest.raises(SystemExit, match="130"):
+        main(["predict", "--run", str(run), "--out", "out", "a.png"])
+    assert capsys.readouterr().err == "\nfcn_jax predict: interrupted\n"
+
+
+def test_interrupt_ends_predict_even_during_a_compiled_program(make_run, monkeypatch):
+    ended, statuses = queue.Queue(), []
+
+    def compute(*_, **__):
+        signal.raise_signal(signal.SIGINT)
+        statuses.append(ended.get(timeout=5))
+        return 1, []
+
+    monkeypatch.setattr(os, "_exit", ended.put)
+    # Python waits for a compiled program before it raises KeyboardInterrupt.
+    before = signal.signal(signal.SIGINT, lambda *_: None)
+    monkeypatch.setattr(command_line, "predict_files", compute)
+    run = make_run(root="not needed")
+    main(["predict", "--run", str(run), "--out", "out", "a.png"])
+    signal.signal(signal.SIGINT, before)
+    assert statuses == [130]
 
 
 def test_help_of_the_module_lists_the_commands():

@@ -1,3 +1,5 @@
+import tracemalloc
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -122,12 +124,35 @@ def test_label_png_holds_indices_and_the_palette(tmp_path):
         np.testing.assert_array_equal(picture.convert("RGB"), colorize(labels))
 
 
+def test_image_is_written_from_its_strips(tmp_path):
+    image = np.random.default_rng(0).integers(0, 256, (7, 5, 3), np.uint8)
+    for name, cuts in (("a", [0, 3, 4, 7]), ("b", range(8)), ("c", [0, 7])):
+        path = tmp_path / f"{name}.png"
+        spans = zip(cuts, cuts[1:], strict=False)
+        save_image(path, (7, 5), (image[a:b] for a, b in spans))
+        with Image.open(path) as picture:
+            assert picture.mode == "RGB"
+            np.testing.assert_array_equal(picture, image)
+
+
+@pytest.mark.parametrize("size", [(1000, 700), (1, 600_000), (600_000, 1)])
+def test_overlay_takes_the_memory_of_its_result(size):
+    image, labels = np.zeros((*size, 3), np.uint8), np.ones(size, np.uint8)
+    tracemalloc.start()
+    blended = overlay(image, labels)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert blended.shape == image.shape and (blended == (64, 0, 0)).all()
+    assert peak < 100 * 2**20
+
+
 def test_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
     path = tmp_path / "x.png"
-    save_image(path, np.full((2, 2, 3), 9, np.uint8))
+    save_image(path, (2, 2), [np.full((2, 2, 3), 9, np.uint8)])
     before = path.read_bytes()
-    with pytest.raises(TypeError):
-        save_image(path, np.zeros((2, 2, 5), np.uint8))
+    strips = [np.zeros((1, 2, 3), np.uint8), np.zeros((1, 2, 5), np.uint8)]
+    with pytest.raises(ValueError, match=r"strip is \[1, 2, 5\] uint8"):
+        save_image(path, (2, 2), strips)
     with pytest.raises(ValueError):  # The palette is one of bytes.
         save_labels(path, np.array([[300]]))
     assert path.read_bytes() == before

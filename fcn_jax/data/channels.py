@@ -10,9 +10,18 @@ from typing import Any
 
 import numpy as np
 
-from fcn_jax.data.images import decode, read_image, to_rgb
+from fcn_jax.data.images import (
+    check_regular,
+    decode,
+    read_oriented_image,
+    read_size,
+    tells_turn,
+    to_rgb,
+    turn,
+)
 
 _TIFF_SUFFIXES = (".tif", ".tiff")
+_HEADED = (".npy", *_TIFF_SUFFIXES)  # Files that are opened without decoding them.
 _MAX_PIXELS = 178_956_970  # As many as Pillow decodes.
 _MAX_PAGES = 4096
 _MAX_INTEGER = 2**24  # float32 holds every integer up to here.
@@ -53,21 +62,47 @@ def read_channels(
             integers that float32 cannot hold; if the bands are not N, or the sizes
             differ; or if N is 3 and a band has more than 8 bits.
     """
+    return read_oriented_channels(files, channels=channels, upright=upright)[0]
+
+
+def read_oriented_channels(
+    files: Sequence[Path], *, channels: int, upright: bool = True
+) -> tuple[np.ndarray, int]:
+    """Return what `read_channels` does, and the EXIF orientation in the first file."""
     files = [Path(file) for file in files]
-    if channels == 3 and len(files) == 1 and files[0].suffix.lower() != ".npy":
-        return read_image(files[0], upright=upright)
+    if is_picture(files, channels):
+        return read_oriented_image(files[0], upright=upright)
     with contextlib.ExitStack() as stack:
         stored = [_open(path, upright, stack) for path in files]
         _check(stored, channels)
         parts = [part for one in stored for part in one.read()]
+    orientation = stored[0].orientation
     if all(part.dtype == np.uint8 for part in parts):
-        return np.concatenate(parts, axis=-1)
+        return np.concatenate(parts, axis=-1), orientation
     if channels == 3:
         raise ValueError(
             f"{_listed(stored)}: three channels are red, green and blue of 8 bits; "
             "save them as 8-bit images"
         )
-    return np.concatenate(parts, axis=-1, dtype=np.float32)
+    return np.concatenate(parts, axis=-1, dtype=np.float32), orientation
+
+
+def count_pixels(files: Sequence[Path], *, channels: int) -> int:
+    """Return the pixels of an image that `read_channels` takes, from its headers.
+
+    Raises:
+        ValueError: if the first file cannot be read.
+    """
+    first = files[0]
+    if is_picture(files, channels) or first.suffix.lower() not in _HEADED:
+        return math.prod(read_size(first))
+    with contextlib.ExitStack() as stack:
+        return math.prod(_open(first, False, stack).size)
+
+
+def is_picture(files: Sequence[Path], channels: int) -> bool:
+    """Tell whether `fcn_jax.data.images.read_image` reads an image of these files."""
+    return channels == 3 and len(files) == 1 and files[0].suffix.lower() != ".npy"
 
 
 @dataclass
@@ -79,6 +114,7 @@ class _Stored:
     bands: int
     kind: str
     read: Callable[[], list[np.ndarray]]
+    orientation: int = 1  # By the EXIF tag of the file.
 
 
 def _open(path: Path, upright: bool, stack: contextlib.ExitStack) -> _Stored:
@@ -105,6 +141,23 @@ def _check(stored: list[_Stored], channels: int) -> None:
                     stored[0].path, *stored[0].size, one.path, *one.size
                 )
             )
+        _check_turned(stored[0], one)
+
+
+def _check_turned(a: _Stored, b: _Stored) -> None:
+    """Raise ValueError if one file is stored turned, and sizes cannot tell the other.
+
+    Both have one size when they are upright.
+    """
+    turned = max(a, b, key=lambda one: one.orientation)
+    if a.orientation != b.orientation and not tells_turn(
+        turned.orientation, turned.size
+    ):
+        raise ValueError(
+            f"{turned.path} is stored turned (EXIF orientation {turned.orientation}), "
+            "but not all files of the image are, and their sizes do not tell whether "
+            "they fit: save all of them upright"
+        )
 
 
 def _listed(stored: list[_Stored]) -> str:
@@ -128,6 +181,7 @@ def _named(path: Path) -> Iterator[None]:
 
 def _open_array(path: Path) -> _Stored:
     with _named(path):
+        check_regular(path)
         array = np.load(path, mmap_mode="r", allow_pickle=False)
         if not isinstance(array, np.ndarray) or array.ndim not in (2, 3):
             shape = getattr(array, "shape", "no array")
@@ -150,6 +204,7 @@ def _open_tiff(
     import tifffile
 
     with _named(path):
+        check_regular(path)
         file = stack.enter_context(tifffile.TiffFile(path))
         pages = list(itertools.islice(file.pages, _MAX_PAGES + 1))
         if len(pages) > _MAX_PAGES:
@@ -216,7 +271,7 @@ def _read_page(page: Any) -> np.ndarray:
 
 
 def _open_picture(path: Path, upright: bool) -> _Stored:
-    image = decode(path, "", upright)
+    image, orientation, left = decode(path)
     if image.mode in ("L", "LA", "RGB", "RGBA"):
         array = np.array(image)
     elif image.mode.startswith("I") or image.mode == "F":
@@ -227,8 +282,9 @@ def _open_picture(path: Path, upright: bool) -> _Stored:
     else:
         array = to_rgb(image, str(path))
     array = array if array.ndim == 3 else array[..., None]
-    kind = f"image of mode {image.mode}"
-    return _Stored(path, array.shape[:2], array.shape[2], kind, lambda: [array])
+    array = turn(array, left) if upright else array
+    kind, (*size, bands) = f"image of mode {image.mode}", array.shape
+    return _Stored(path, tuple(size), bands, kind, lambda: [array], orientation)
 
 
 def _check_size(size: tuple[int, int]) -> None:

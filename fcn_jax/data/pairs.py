@@ -160,7 +160,7 @@ def _scan(folder: _Folder, others: Sequence[_Folder]) -> None:
         )
     skip = {other.path for other in others} - {path}
     rivals = _rival_suffixes(folder, others)
-    for name in sorted(_names_below(path, skip)):
+    for name in sorted(names_below(path, skip=skip)):
         end = suffix or os.path.splitext(name)[1]
         counts = name.endswith(suffix) if suffix else end.lower() in folder.kinds
         if not counts or name.endswith(rivals):
@@ -193,13 +193,25 @@ def _rival_suffixes(folder: _Folder, others: Sequence[_Folder]) -> tuple[str, ..
     return tuple(suffix for suffix in same if len(suffix) > len(folder.suffix))
 
 
-def _names_below(folder: Path, skip: Collection[Path]) -> Iterator[str]:
-    """Yield the paths of all files below a folder, with "/", without hidden ones."""
+def names_below(folder: Path, *, skip: Collection[Path] = ()) -> Iterator[str]:
+    """Yield the paths of all files below a folder, with "/", without hidden ones.
+
+    Links to folders are followed, but no folder is searched twice.
+
+    Args:
+        folder: the folder; the paths are relative to it.
+        skip: folders that are left out.
+
+    Raises:
+        ValueError: if a folder cannot be read.
+    """
     seen = set()
     for at, folders, files in os.walk(folder, followlinks=True, onerror=_refuse_folder):
         real = os.path.realpath(at)
         visible = [f for f in folders if f[0] != "." and Path(at, f) not in skip]
-        folders[:] = [] if real in seen else visible  # A link may lead back up.
+        folders[:] = [] if real in seen else sorted(visible)
+        if real in seen:  # A link may lead back up.
+            continue
         seen.add(real)
         below = Path(at).relative_to(folder).as_posix()
         start = "" if below == "." else f"{below}/"

@@ -17,13 +17,15 @@ def read_ahead(
     ``work`` is raised when its result is due.
     """
     ahead: collections.deque = collections.deque()
-    with ThreadPoolExecutor(threads) as pool:
-        try:
-            for i in range(n):
-                ahead.append(pool.submit(work, i))
-                if len(ahead) > 3 * threads:
-                    yield ahead.popleft().result()
-            while ahead:
+    pool = ThreadPoolExecutor(threads)
+    try:
+        for i in range(n):
+            ahead.append(pool.submit(work, i))
+            if len(ahead) > 3 * threads:
                 yield ahead.popleft().result()
-        finally:  # If the caller stops early, the queued work is not done.
-            pool.shutdown(cancel_futures=True)
+        while ahead:
+            yield ahead.popleft().result()
+    finally:
+        # If the caller stops early, the queued work is not done, and the caller does
+        # not wait for the work that has begun.
+        pool.shutdown(wait=False, cancel_futures=True)

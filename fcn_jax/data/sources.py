@@ -14,9 +14,15 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from fcn_jax.data.channels import read_channels
+from fcn_jax.data.channels import read_oriented_channels
 from fcn_jax.data.colors import ClassColors, Color
-from fcn_jax.data.images import image_suffixes, read_image, read_label
+from fcn_jax.data.images import (
+    image_suffixes,
+    read_image,
+    read_oriented_label,
+    tells_turn,
+    turn,
+)
 from fcn_jax.data.labels import VOID, LabelValueError, check_classes, to_classes
 from fcn_jax.data.pairs import describe_pairs, find_pairs
 from fcn_jax.data.shorten import shorten
@@ -158,18 +164,49 @@ class FolderSource:
     def __getitem__(self, i: int) -> dict:
         name, image_files, label_file = self.pairs[i]
         faults: list[ValueError] = []
-        image = _attempt(faults, read_channels, image_files, channels=self._in_channels)
-        mask = _attempt(faults, read_label, label_file, colors=self._has_palette)
+        channels, colors = self._in_channels, self._has_palette
+        read = _attempt(faults, read_oriented_channels, image_files, channels=channels)
+        image, turned = read or (None, 1)
+        read = _attempt(faults, read_oriented_label, label_file, colors=colors)
+        mask, mask_turned = read or (None, 1)
+        files = image_files[0], label_file
+        if image is not None and mask is not None and turned != 1 and mask_turned == 1:
+            mask = _attempt(faults, self._turn, mask, image, turned, *files)
         if mask is not None:
             label = _attempt(faults, self._classes, mask, label_file)
         if image is not None and mask is not None and not self._resize_labels:
-            _attempt(faults, _check_sizes, image, mask, image_files[0], label_file)
+            _attempt(faults, _check_sizes, image, mask, *files)
         if faults:
             values = [f.values for f in faults if isinstance(f, LabelValueError)]
             raise ExampleError(list(map(str, faults)), *values)
         if label.shape != image.shape[:2]:
             label = resize_label(label, image.shape[:2])
         return {"image": image, "label": label, "name": name}
+
+    def _turn(
+        self,
+        mask: np.ndarray,
+        image: np.ndarray,
+        orientation: int,
+        image_file: Path,
+        label_file: Path,
+    ) -> np.ndarray:
+        """Return the upright mask of an upright image that is stored turned.
+
+        The mask's file has no orientation, so it may be upright or as the image is
+        stored. The sizes tell which if they are those of the image.
+        """
+        size, own = image.shape[:2], mask.shape[:2]
+        if not self._resize_labels and own not in (size, size[::-1]):
+            return mask  # Its size is wrong in any case.
+        if tells_turn(orientation, size) and own in (size, size[::-1]):
+            return mask if own == size else turn(mask, orientation)
+        raise ValueError(
+            f"{image_file} is stored turned (EXIF orientation {orientation}), but its "
+            f"label {label_file} has no orientation, and the sizes do not tell whether "
+            "the label is upright: save the image upright, or remove its orientation "
+            "if the label fits the stored pixels"
+        )
 
     def _classes(self, mask: np.ndarray, file: Path) -> np.ndarray:
         """Return the label [H, W] of a mask of values or colours."""
@@ -197,10 +234,10 @@ class FolderSource:
 
 def _attempt(
     faults: list[ValueError],
-    read: Callable[..., np.ndarray],
+    read: Callable,
     *arguments: Any,
     **options,
-) -> np.ndarray | None:
+) -> Any:
     """Return what a function returns, or None and note its error."""
     try:
         return read(*arguments, **options)

@@ -1,21 +1,38 @@
 """Image files in, label files out."""
 
 import collections
+import contextlib
+import errno
 import glob
-from collections.abc import Iterator, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
-from fcn_jax.data.channels import read_channels
-from fcn_jax.data.images import image_suffixes
+from fcn_jax.data.channels import count_pixels, is_picture, read_channels
+from fcn_jax.data.images import SpooledImage, image_suffixes, spooled_image
+from fcn_jax.data.pairs import names_below
 from fcn_jax.data.read_ahead import read_ahead
 from fcn_jax.files import replacing
 from fcn_jax.inference.predict import predict_many
-from fcn_jax.inference.probabilities import probabilities_many
+from fcn_jax.inference.probabilities import probabilities as averaged_probabilities
+from fcn_jax.inference.tiles import needs_tiles, predict_tiled
 from fcn_jax.network import Network, as_network
-from fcn_jax.visualize import as_picture, overlay, save_image, save_labels
+from fcn_jax.visualize import as_picture, overlay, save_image, save_labels, strips
+
+# What the system says of a name that a result cannot have. Any other error of writing,
+# such as a full disk, would meet the next result too.
+_ERRORS_OF_A_NAME = (
+    errno.ENAMETOOLONG,
+    errno.EILSEQ,
+    errno.EINVAL,
+    errno.EEXIST,
+    errno.EISDIR,
+    errno.ENOTDIR,
+)
 
 
 def find_images(
@@ -38,16 +55,15 @@ def find_images(
     found: dict[Path, Path] = {}
     for given in paths:
         path = Path(given)
-        if path.is_dir():
-            below = sorted(p for p in path.rglob("*") if _is_image(p, arrays))
+        if os.path.isdir(path):
+            below = _images_below(path, arrays)
             if not below:
                 raise ValueError(f"{path} holds no image")
-            found |= {p: p.relative_to(path).with_suffix("") for p in below}
-        elif path.exists() or not glob.has_magic(str(given)):
+            found |= {path / name: name.with_suffix("") for name in below}
+        elif os.path.exists(path) or not glob.has_magic(str(given)):
             found[path] = Path(path.stem)
         else:
-            matches = sorted(Path(p) for p in glob.glob(str(given), recursive=True))
-            matches = [path for path in matches if _is_image(path, arrays)]
+            matches = _images_like(str(given), arrays)
             if not matches:
                 raise ValueError(f"no image matches {given}")
             found |= {p: Path(p.stem) for p in matches}
@@ -67,10 +83,14 @@ def predict_files(
 ) -> tuple[int, list[tuple[Path, str]]]:
     """Write NAME.png, an index PNG, and NAME_overlay.png for each image NAME.*.
 
+    Images above 4 million pixels come last, one by one, and memory holds those of RGB
+    only while they are decoded.
+
     Args:
         net: the network; its palette colours both.
         paths: as `find_images` has them; the folders below a folder are kept.
-        out: folder of the results, made if missing.
+        out: folder of the results, made if missing. Images whose results would have
+            the same names keep their suffix: a.jpg.png and a.png.png.
         extra: folders with the further channels of each image, in order. Each holds a
             file for each image, of the same path below the folder, and any suffix.
         batch_size: as for `predict_many`.
@@ -80,13 +100,15 @@ def predict_files(
             [H, W, C] float16.
 
     Returns:
-        How many images were segmented, and (path, error) of each image that could not
-        be read and was left out.
+        How many images were segmented, and (path, error) of each image that was left
+        out, because it could not be read or its results cannot have their names.
 
     Raises:
-        ValueError: before anything is written, if two images would share a result, if
-            a result would replace an image, if an image has no or several files in a
-            folder of ``extra``, or if an index PNG cannot hold the classes.
+        ValueError: before anything is written, if two images would share a result
+            despite their suffixes, if a result would replace an image, if an image has
+            no or several files in a folder of ``extra``, or if an index PNG cannot hold
+            the classes.
+        OSError: if results cannot be written, as on a full disk.
     """
     net = as_network(net)
     if net.model.num_classes > 256:
@@ -99,34 +121,58 @@ def predict_files(
             f"extra = {list(map(str, extra))}: the network takes RGB alone, without "
             "further channels: leave extra out"
         )
-    names = find_images(paths, arrays=net.model.in_channels > 3)
+    channels = net.model.in_channels
+    names = find_images(paths, arrays=channels > 3)
     files = _with_further(names, extra)
     targets = _targets(names, files, Path(out), probabilities)
-    unread: list[tuple[Path, str]] = []
-    bar = tqdm(desc="predict", unit="image", total=len(targets))
-    images = _read(files, net.model.in_channels, unread, bar)
     averaged = probabilities or flip or tuple(scales) != (1.0,)
-    if averaged:
-        results = probabilities_many(net, images, scales=scales, flip=flip)
-    else:
-        results = predict_many(net, images, batch_size=batch_size, progress=True)
-    with bar:
-        for (path, image), result in results:
-            labels = result.argmax(-1) if averaged else result
-            label_path, overlay_path, *npz = targets[path]
-            save_labels(label_path, labels, net.palette)
-            picture = as_picture(image, net.model.mean, net.model.scale, net.shown)
-            save_image(overlay_path, overlay(picture, labels, palette=net.palette))
-            for target in npz:
-                _save_probabilities(target, result)
+    views = {"scales": scales, "flip": flip} if averaged else {}
+    Path(out).mkdir(parents=True, exist_ok=True)
+    alone = [path for path in files if views or _is_large(files[path], channels)]
+    batched = {path: files[path] for path in files if path not in set(alone)}
+    batch_size = min(batch_size, len(batched))
+    left_out: list[tuple[Path, str]] = []
+    with tqdm(desc="predict", unit="image", total=len(targets)) as bar:
+        images = _read(batched, channels, left_out, bar)
+        found = predict_many(net, images, batch_size=batch_size, progress=True)
+        for (path, image), labels in found:
+            left_out += _write(net, path, targets[path], image, labels)
             bar.update()
-    return len(targets) - len(unread), unread
+        for path in alone:
+            left_out += _segment(net, path, files[path], targets[path], views, out)
+            bar.update()
+    return len(targets) - len(left_out), left_out
+
+
+def _images_below(folder: Path, arrays: bool) -> list[Path]:
+    """Return the paths of all images in a folder and below, relative to the folder."""
+    names = (Path(name) for name in sorted(names_below(folder)))
+    return [name for name in names if _is_image(name, arrays)]
+
+
+def _images_like(pattern: str, arrays: bool) -> list[Path]:
+    """Return the images that match a pattern."""
+    matches = [Path(name) for name in glob.glob(pattern, recursive=True)]
+    real: dict[Path, Path] = {}  # A link may lead back up, to paths without an end.
+    for path in sorted(matches, key=lambda path: (len(path.parts), path)):
+        if _is_image(path, arrays) and not path.is_dir():
+            real.setdefault(
+                os.path.join(os.path.realpath(path.parent), path.name), path
+            )
+    return sorted(real.values())
 
 
 def _is_image(path: Path, arrays: bool) -> bool:
-    if path.name.startswith(".") or not path.is_file():
+    if path.name.startswith("."):
         return False
     return path.suffix.lower() in image_suffixes(arrays=arrays)
+
+
+def _is_large(files: Sequence[Path], channels: int) -> bool:
+    try:
+        return needs_tiles((count_pixels(files, channels=channels), 1))
+    except ValueError:  # Reading the image will tell.
+        return False
 
 
 def _with_further(
@@ -136,9 +182,8 @@ def _with_further(
     files = {path: [path] for path in images}
     for folder in map(Path, folders):
         below = collections.defaultdict(list)
-        for path in sorted(folder.rglob("*")):
-            if _is_image(path, arrays=True):
-                below[path.relative_to(folder).with_suffix("")].append(path)
+        for name in _images_below(folder, arrays=True):
+            below[name.with_suffix("")].append(folder / name)
         for path, name in images.items():
             if len(below[name]) != 1:
                 found = ", ".join(map(str, below[name])) or "none"
@@ -153,24 +198,64 @@ def _with_further(
 def _read(
     files: Mapping[Path, Sequence[Path]],
     channels: int,
-    unread: list[tuple[Path, str]],
+    left_out: list[tuple[Path, str]],
     bar: tqdm,
 ) -> Iterator[tuple[tuple[Path, np.ndarray], np.ndarray]]:
-    """Yield ((path, image), image), read ahead; list unreadable files in ``unread``."""
+    """Yield ((path, image), image), read ahead; note the unreadable in ``left_out``."""
     paths = list(files)
 
     def read(i: int) -> np.ndarray | str:
         try:
             return read_channels(files[paths[i]], channels=channels)
-        except ValueError as error:
-            return str(error)
+        except (ValueError, OSError, MemoryError) as error:
+            return _reason(paths[i], error)
 
     for path, image in zip(paths, read_ahead(read, len(paths)), strict=True):
         if isinstance(image, str):
-            unread.append((path, image))
+            left_out.append((path, image))
             bar.update()
         else:
             yield (path, image), image
+
+
+def _segment(
+    net: Network,
+    path: Path,
+    files: Sequence[Path],
+    targets: Sequence[Path],
+    views: Mapping[str, Any],
+    folder: str | Path,
+) -> list[tuple[Path, str]]:
+    """Segment one image by itself, and return (path, error) if it is left out.
+
+    Args:
+        net: the network.
+        path: of the image.
+        files: of its channels.
+        targets: as for `_write`.
+        views: scales and flip for `probabilities`, or {}.
+        folder: for a temporary file.
+    """
+    channels = net.model.in_channels
+    try:
+        if is_picture(files, channels):
+            opened = spooled_image(files[0], folder)
+        else:
+            opened = contextlib.nullcontext(read_channels(files, channels=channels))
+        with opened as image:
+            if views:
+                result = averaged_probabilities(net, image[:], **views)
+            else:
+                result = predict_tiled(net, image, progress=True)
+            return _write(net, path, targets, image, result)
+    except (ValueError, MemoryError) as error:
+        return [(path, _reason(path, error))]
+
+
+def _reason(path: Path, error: Exception) -> str:
+    """Return one line that names the image."""
+    reason = str(error) or "there is not enough memory for it"
+    return reason if str(path) in reason else f"{path}: {reason}"
 
 
 def _targets(
@@ -180,20 +265,82 @@ def _targets(
     probabilities: bool,
 ) -> dict[Path, list[Path]]:
     """Return the files that the results of each image go to."""
-    taken = {path.resolve(): path for paths in files.values() for path in paths}
     endings = [".png", "_overlay.png", *([".npz"] if probabilities else [])]
+
+    def results(name: Path) -> list[Path]:
+        return [out / f"{name}{ending}" for ending in endings]
+
+    images = _told_apart(images, results)
+    # Unlike Path.resolve, realpath takes a link that leads to itself.
+    taken = {os.path.realpath(path): path for paths in files.values() for path in paths}
     targets: dict[Path, list[Path]] = {}
     for path, name in images.items():
-        targets[path] = [out / f"{name}{ending}" for ending in endings]
+        targets[path] = results(name)
         for target in targets[path]:
-            if target.resolve() in taken:
+            real = os.path.realpath(target)
+            if real in taken:
                 raise ValueError(
                     f"{target}, a result of {path}, would replace "
-                    f"{taken[target.resolve()]} or a result of it: rename one of the "
+                    f"{taken[real]} or a result of it: rename one of the "
                     "images, or choose another folder for the results"
                 )
-            taken[target.resolve()] = path
+            taken[real] = path
     return targets
+
+
+def _told_apart(
+    images: dict[Path, Path], results: Callable[[Path], list[Path]]
+) -> dict[Path, Path]:
+    """Return the names with a suffix wherever two images would share a result."""
+    users = collections.defaultdict(set)
+    for path, name in images.items():
+        for target in results(name):
+            users[target].add(path)
+    shared = set().union(*(paths for paths in users.values() if len(paths) > 1))
+    full = {path: images[path].with_name(path.name) for path in shared}
+    if full.items() <= images.items():
+        return images
+    return _told_apart(images | full, results)
+
+
+def _write(
+    net: Network,
+    path: Path,
+    targets: Sequence[Path],
+    image: np.ndarray | SpooledImage,
+    result: np.ndarray,
+) -> list[tuple[Path, str]]:
+    """Write the results of an image, and return (path, error) if a name is refused.
+
+    Args:
+        net: the network.
+        path: of the image.
+        targets: of the labels, the overlay, and the probabilities if they are wanted.
+        image: [H, W, N].
+        result: labels [H, W], or probabilities [H, W, C].
+    """
+    label_path, overlay_path, *npz = targets
+    labels = result.argmax(-1) if result.ndim == 3 else result
+    try:
+        save_labels(label_path, labels, net.palette)
+        save_image(overlay_path, labels.shape, _overlay_strips(net, image, labels))
+        for target in npz:
+            _save_probabilities(target, result)
+    except OSError as error:
+        reason = f"{path}: its results in {label_path.parent} cannot be written: "
+        reason += str(error.strerror or error)
+        if error.errno in _ERRORS_OF_A_NAME:
+            return [(path, reason)]
+        raise OSError(reason) from error
+    return []
+
+
+def _overlay_strips(
+    net: Network, image: np.ndarray | SpooledImage, labels: np.ndarray
+) -> Iterator[np.ndarray]:
+    for rows in strips(*labels.shape):
+        picture = as_picture(image[rows], net.model.mean, net.model.scale, net.shown)
+        yield overlay(picture, labels[rows], palette=net.palette)
 
 
 def _save_probabilities(path: Path, probabilities: np.ndarray) -> None:

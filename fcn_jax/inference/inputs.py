@@ -9,13 +9,11 @@ import numpy as np
 from PIL import Image
 
 from fcn_jax.data.channels import read_channels
-from fcn_jax.data.images import to_rgb
+from fcn_jax.data.images import ORIENTATION, SpooledImage, to_rgb
 from fcn_jax.models.vgg import is_number
 
 Array = np.ndarray | jax.Array
 AnyImage = Array | Image.Image | str | Path
-
-_ORIENTATION = 0x0112  # The EXIF tag that tells how a camera was held; 1 is upright.
 
 
 def as_batch(image: AnyImage, channels: int = 3) -> tuple[Array, bool]:
@@ -57,8 +55,13 @@ def as_batch(image: AnyImage, channels: int = 3) -> tuple[Array, bool]:
     return (image[None] if single else image), single
 
 
-def as_image(image: AnyImage, channels: int = 3) -> Array:
-    """Return [H, W, N] from one image in any form that `as_batch` takes."""
+def as_image(image: AnyImage | SpooledImage, channels: int = 3) -> Array | SpooledImage:
+    """Return [H, W, N] from one image in any form that `as_batch` takes.
+
+    A `SpooledImage` is returned as it is, for those who take parts of it alone.
+    """
+    if isinstance(image, SpooledImage) and channels == 3:
+        return image
     batch, single = as_batch(image, channels)
     if not single:
         raise ValueError(
@@ -74,7 +77,7 @@ def is_traced(*values: Any) -> bool:
 
 
 def _from_pil(image: Image.Image) -> np.ndarray:
-    orientation = image.getexif().get(_ORIENTATION, 1)
+    orientation = image.getexif().get(ORIENTATION, 1)
     if orientation != 1:
         raise ValueError(
             f"image is stored turned (EXIF orientation {orientation}): pass its path, "

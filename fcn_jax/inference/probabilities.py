@@ -11,7 +11,10 @@ from fcn_jax.data.padding import bucket, fill_up
 from fcn_jax.inference.inputs import AnyImage, as_batch, as_image
 from fcn_jax.inference.predict import Key
 from fcn_jax.inference.resize import resize_inside
+from fcn_jax.inference.tiles import logits_tiled, needs_tiles
 from fcn_jax.network import Network, as_network
+
+_MAX_SCORES = 2**28  # Of one image, in float32: 1 GiB.
 
 
 def probabilities(
@@ -36,8 +39,9 @@ def probabilities(
         [H, W, C] or [B, H, W, C] float32 in [0, 1]; for a list, a list.
 
     Raises:
-        ValueError: for an image that `fcn_jax.apply` refuses, or a scale that is not
-            above 0.
+        ValueError: for an image that `fcn_jax.apply` refuses, a scale that is not
+            above 0, or an image with more than 2**28 scores (pixels times classes) at
+            its own size or at a scale.
     """
     options = {"scales": scales, "flip": flip}
     if isinstance(image, list | tuple):
@@ -78,13 +82,47 @@ def _averaged(
 ) -> np.ndarray:
     """Return the mean probabilities of an image over (scale, mirrored) views."""
     height, width = image.shape[:2]
+    sides = net.size or (height, width)
+    seen = [
+        (tuple(max(1, round(scale * side)) for side in sides), mirror)
+        for scale, mirror in views
+    ]
+    sizes = [(height, width), *(size for size, _ in seen)]
+    _check_memory(sizes, net.model.num_classes)
+    if any(map(needs_tiles, sizes)):
+        return _averaged_tiles(net, image, seen) / len(views)
     batch, size = fill_up([image], bucket((height, width)), 1)
     total = 0.0
-    for scale, mirror in views:
-        seen = [max(1, round(scale * side)) for side in net.size or (height, width)]
-        shape = bucket(tuple(seen))
-        total += _view(net, batch, size, np.array([seen], np.int32), shape, mirror)
+    for view, mirror in seen:
+        sizes = np.array([view], np.int32)
+        total += _view(net, batch, size, sizes, bucket(view), mirror)
     return np.asarray(total)[:height, :width] / len(views)
+
+
+def _check_memory(sizes: Sequence[tuple[int, int]], num_classes: int) -> None:
+    """Raise ValueError if the scores of an image are too many at one of its sizes."""
+    pixels = _MAX_SCORES // num_classes
+    for height, width in sizes:
+        if height * width > pixels:
+            raise ValueError(
+                f"at {height}x{width} pixels, probabilities of {num_classes} classes "
+                f"take more than 1 GiB. They are computed up to {pixels} pixels: use "
+                "smaller scales or a smaller image, or predict labels alone, without "
+                "scales, flip and probabilities"
+            )
+
+
+def _averaged_tiles(
+    net: Network, image: np.ndarray, views: Sequence[tuple[tuple[int, int], bool]]
+) -> np.ndarray:
+    """Return the sum of probabilities over (size, mirrored) views, tile by tile."""
+    total = np.zeros((*image.shape[:2], net.model.num_classes), np.float32)
+    for size, mirror in views:
+        sized = net.replace(size=() if size == image.shape[:2] else size)
+        seen, into = (image[:, ::-1], total[:, ::-1]) if mirror else (image, total)
+        for rows, cols, logits in logits_tiled(sized, seen):
+            into[rows, cols] += jax.nn.softmax(logits)
+    return total
 
 
 # Sizes are arguments, so that images of one bucket share a program.

@@ -44,6 +44,7 @@ from fcn_jax.network import Network, as_network
 MAX_PIXELS = 2**22
 # Rows of the image to a row of pool5: tiles that start at its multiples meet all pools.
 STRIDE = 2**NUM_POOLS
+_MAX_SIDE = 2**16  # Of an image that is resized.
 _STRIP_VALUES = 2**24  # Floats of a strip of a resized image: 64 MiB.
 
 # First and last row of a map.
@@ -153,8 +154,10 @@ def _resized(
     net: Network, image: np.ndarray, tile: int | tuple[int, int], finish: Callable
 ) -> tuple[Iterator[Part], int]:
     """Run a network at its own size, and resize the scores strip by strip."""
-    height, width = image.shape[:2]
-    strips = _strips(height, width * max(image.shape[-1], net.model.num_classes))
+    height, width, channels = image.shape
+    _check_resizable((height, width), net.size)
+    widest = max(width, net.size[1]) * max(channels, net.model.num_classes)
+    strips = _strips(height, max(widest, net.size[0]))
 
     def parts() -> Iterator[Part]:
         narrow = [resize_columns(image[rows], net.size[1]) for rows in strips]
@@ -167,6 +170,16 @@ def _resized(
             yield rows, slice(0, width), np.asarray(finish(found))
 
     return parts(), len(strips)
+
+
+def _check_resizable(size: tuple[int, int], seen: tuple[int, int]) -> None:
+    """Raise ValueError if the matrices of a resize are too large, or their integers."""
+    products = (2 * side * other for side, other in zip(size, seen, strict=True))
+    if max(size) > _MAX_SIDE or max(products) >= 2**31:
+        raise ValueError(
+            f"an image of {size[0]}x{size[1]} has a side that is too long to be "
+            f"resized to {seen[0]}x{seen[1]}: cut the image up"
+        )
 
 
 def _whole_logits(

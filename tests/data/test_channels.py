@@ -1,4 +1,5 @@
 import io
+import os
 import struct
 import zlib
 
@@ -7,7 +8,7 @@ import pytest
 import tifffile
 from PIL import Image
 
-from fcn_jax.data.channels import read_channels
+from fcn_jax.data.channels import count_pixels, read_channels
 from fcn_jax.data.images import read_image
 
 RNG = np.random.default_rng(0)
@@ -258,3 +259,40 @@ def test_pages_of_different_sizes_are_refused(tmp_path):
             writer.write(np.zeros(size, np.uint8))
     with pytest.raises(ValueError, match=r"sizes \[\(4, 5\), \(4, 6\)\], want pages"):
         read_channels([tmp_path / "x.tif"], channels=2)
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".tif", ".png"])
+def test_channels_of_a_pipe_are_refused(suffix, tmp_path):
+    os.mkfifo(tmp_path / f"x{suffix}")
+    with pytest.raises(ValueError, match=f"x{suffix}: .*not a regular file"):
+        read_channels([tmp_path / f"x{suffix}"], channels=4)
+
+
+def test_pixels_are_counted_from_the_headers(tmp_path):
+    rgb = save(tmp_path / "x.png", BYTES[..., :3])
+    array = save_array(tmp_path / "x.npy", WORDS)
+    tiff = write_tiff(tmp_path / "x.tif", WORDS)
+    assert count_pixels([rgb], channels=3) == 600
+    assert count_pixels([rgb, array], channels=9) == 600
+    assert count_pixels([array], channels=6) == count_pixels([tiff], channels=6) == 600
+    with pytest.raises(ValueError, match="y.png: .*No such file"):
+        count_pixels([tmp_path / "y.png"], channels=3)
+
+
+@pytest.mark.parametrize("orientation, width, fits", [(6, 30, True), (6, 20, False)])
+def test_files_of_one_image_may_differ_in_orientation_if_sizes_tell(
+    orientation, width, fits, tmp_path
+):
+    exif = Image.Exif()
+    exif[0x112] = orientation
+    rgb = BYTES[:, :width, :3]
+    Image.fromarray(rgb).save(tmp_path / "rgb.png", exif=exif)
+    upright = np.rot90(BYTES[:, :width], -1)
+    depth = save(tmp_path / "depth.png", np.ascontiguousarray(upright[..., 3]))
+    files = [tmp_path / "rgb.png", depth]
+    if fits:
+        found = read_channels(files, channels=4)
+        np.testing.assert_array_equal(found, upright[..., :4])
+    else:
+        with pytest.raises(ValueError, match="rgb.png is stored turned .*upright"):
+            read_channels(files, channels=4)

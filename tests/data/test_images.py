@@ -1,11 +1,20 @@
 import io
+import os
 import warnings
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
-from fcn_jax.data.images import image_suffixes, read_image, read_label, to_rgb
+from fcn_jax.data import images
+from fcn_jax.data.images import (
+    image_suffixes,
+    read_image,
+    read_label,
+    read_size,
+    spooled_image,
+    to_rgb,
+)
 
 IMAGE = np.arange(18, dtype=np.uint8).reshape(2, 3, 3)
 
@@ -109,6 +118,61 @@ def test_read_image_decompression_bomb_is_named(tmp_path, monkeypatch):
         read_image(tmp_path / "x.png")
 
 
+def test_read_image_of_odd_files_gives_an_image_or_names_the_fault(odd_images):
+    folder, expected = odd_images
+    for name, size in expected.items():
+        if isinstance(size, tuple):
+            image = read_image(folder / name)
+            assert image.shape == (*size, 3) and image.dtype == np.uint8
+            if "animated" in name:  # The first frame is red.
+                np.testing.assert_array_equal(image, np.full((*size, 3), (255, 0, 0)))
+        else:
+            with pytest.raises(ValueError, match=f"{name}: (?s:.*){size}"):
+                read_image(folder / name)
+
+
+def test_read_image_progressive_jpeg_may_be_less_large(tmp_path):
+    path = tmp_path / "x.jpg"
+    Image.new("RGB", (8, 8)).save(path, progressive=True)
+    content = bytearray(path.read_bytes())
+    start = content.index(b"\xff\xc2") + 5  # Height and width in the frame's header.
+    content[start : start + 4] = (12_000).to_bytes(2) + (10_000).to_bytes(2)
+    path.write_bytes(content)
+    assert read_size(path) == (12_000, 10_000)
+    with pytest.raises(ValueError, match="x.jpg: .*12000x10000 pixels take more than"):
+        read_image(path)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("mode", ["RGB", "L", "P", "RGBA"])
+def test_spooled_image_gives_the_parts_of_the_image(
+    tmp_path, monkeypatch, orientation, mode
+):
+    monkeypatch.setattr(images, "STRIP", 20)  # Two or three rows.
+    pixels = np.random.default_rng(0).integers(0, 256, (7, 9, 3), np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(pixels).convert(mode).save(tmp_path / "x.png", exif=exif)
+    expected = read_image(tmp_path / "x.png")
+    turned = ImageOps.exif_transpose(Image.open(tmp_path / "x.png"))
+    np.testing.assert_array_equal(expected, turned.convert("RGB"))
+    with spooled_image(tmp_path / "x.png", tmp_path) as image:
+        assert image.shape == expected.shape and image.dtype == np.uint8
+        np.testing.assert_array_equal(image[:], expected)
+        np.testing.assert_array_equal(image[2:5], expected[2:5])
+        np.testing.assert_array_equal(image[1:4, 3:6], expected[1:4, 3:6])
+        assert [path.name for path in tmp_path.iterdir()] == ["x.png"]
+
+
+def test_spooled_image_without_agreed_range_is_refused(tmp_path):
+    Image.fromarray(np.full((2, 2), 70_000, np.int32)).save(tmp_path / "x.tif")
+    with (
+        pytest.raises(ValueError, match="x.tif: pixels of mode I .*8 or 16 bits"),
+        spooled_image(tmp_path / "x.tif", tmp_path),
+    ):
+        pass
+
+
 def test_read_label_palette_gives_indices(tmp_path):
     palette_image(np.array([[2, 0, 1]], np.uint8)).save(tmp_path / "x.png")
     label = read_label(tmp_path / "x.png")
@@ -200,9 +264,10 @@ def test_read_label_gives_rgb_of_a_colour_mask_on_demand(tmp_path):
 
 def test_read_label_transparent_colour_mask_is_refused(tmp_path):
     opaque = np.dstack([IMAGE, np.full((2, 3), 254, np.uint8)])
-    Image.fromarray(opaque).save(tmp_path / "x.png")
-    with pytest.raises(ValueError, match="x.png: .*must be opaque.*save it as RGB"):
-        read_label(tmp_path / "x.png", colors=True)
+    for kind in ("PNG", "WEBP"):
+        Image.fromarray(opaque).save(tmp_path / "x.png", kind)
+        with pytest.raises(ValueError, match="x.png: .*must be opaque.*save it as RGB"):
+            read_label(tmp_path / "x.png", colors=True)
 
 
 def test_read_label_jpeg_is_never_an_index_mask(tmp_path):
@@ -211,6 +276,30 @@ def test_read_label_jpeg_is_never_an_index_mask(tmp_path):
         read_label(tmp_path / "x.jpg")
     found = read_label(tmp_path / "x.jpg", colors=True)
     np.testing.assert_array_equal(found, np.full((8, 8, 3), 200))
+
+
+@pytest.mark.parametrize(
+    "kind, options",
+    [
+        ("JPEG", {}),
+        ("JPEG2000", {}),
+        ("WEBP", {}),
+        ("AVIF", {}),
+        ("TIFF", {"compression": "jpeg"}),
+    ],
+)
+def test_read_label_lossy_mask_is_known_by_its_content(tmp_path, kind, options):
+    path = tmp_path / "x.png"
+    Image.fromarray(np.full((8, 8), 200, np.uint8)).save(path, kind, **options)
+    with pytest.raises(ValueError, match=f"x.png: .* {kind} compression changes them"):
+        read_label(path)
+
+
+def test_read_label_of_a_pipe_is_refused(tmp_path):
+    for name in ("x.png", "x.npy"):
+        os.mkfifo(tmp_path / name)
+        with pytest.raises(ValueError, match=f"{name}: .*not a regular file"):
+            read_label(tmp_path / name)
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA"])

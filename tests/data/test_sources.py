@@ -333,3 +333,55 @@ def test_checked_source_refuses_other_channels_and_numbers(image, message):
     source = CheckedSource([(image, LABEL)], num_classes=3, in_channels=4)
     with pytest.raises(ValueError, match=message):
         source[0]
+
+
+def save_turned(root, image, orientation, label, **options):
+    save_pair(root, "x", label=label)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    (root / "images" / "x.png").unlink()
+    # Without loss, so that the pixels can be compared.
+    Image.fromarray(image).save(root / "images" / "x.tif", exif=exif)
+    return open_folder(root, **options)
+
+
+# How ImageOps.exif_transpose turns stored pixels, by the EXIF standard.
+TURNS = {
+    5: lambda x: x.swapaxes(0, 1),
+    6: lambda x: np.rot90(x, -1),
+    7: lambda x: np.rot90(x, 2).swapaxes(0, 1),
+    8: lambda x: np.rot90(x, 1),
+}
+
+
+@pytest.mark.parametrize("orientation", TURNS)
+@pytest.mark.parametrize("is_label_upright", [False, True])
+def test_label_of_an_image_stored_turned_is_told_by_its_size(
+    tmp_path, orientation, is_label_upright
+):
+    upright = np.ascontiguousarray(TURNS[orientation](LABEL))
+    label = upright if is_label_upright else LABEL
+    example = save_turned(tmp_path, IMAGE, orientation, label)[0]
+    np.testing.assert_array_equal(example["image"], TURNS[orientation](IMAGE))
+    np.testing.assert_array_equal(example["label"], upright)
+
+
+@pytest.mark.parametrize(
+    "orientation, label, options",
+    [
+        (3, LABEL, {}),
+        (2, LABEL, {}),
+        (6, LABEL[:2, :2], {}),
+        (6, LABEL[:, :1], {"resize_labels": True}),
+    ],
+)
+def test_label_that_may_be_turned_or_not_is_refused(
+    tmp_path, orientation, label, options
+):
+    image = IMAGE[:, :2] if label.shape == (2, 2) else IMAGE
+    source = save_turned(tmp_path, image, orientation, label, **options)
+    with pytest.raises(ExampleError, match="x.tif is stored turned.*save the image up"):
+        source[0]
+    other = save_turned(tmp_path, IMAGE, 6, LABEL[:1])
+    with pytest.raises(ExampleError, match="is 3x2 .*but its label .* is 1x3"):
+        other[0]

@@ -30,7 +30,7 @@ def quick_commands(cache: Path):
         return steps.setdefault(key, step(parallel, make_step))
 
     def draw(path, *_, **__):
-        save_image(path, np.zeros((8, 8, 3), np.uint8))
+        save_image(path, (8, 8), [np.zeros((8, 8, 3), np.uint8)])
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Parallel, "step", kept_step)

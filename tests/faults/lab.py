@@ -126,7 +126,8 @@ class Lab:
             text = CONFIG.format(root=str(self.root / "data"), steps=steps)
             (self.root / name).write_text(text)
         first = Disk(self.root)
-        assert self.run("train", first, limit=10 * LIMIT).how == "done"  # It compiles.
+        found = self.run("train", first, limit=10 * LIMIT)  # It compiles.
+        assert found.how == "done", found
         (self.root / "new").rename(self.root / "run")
         cut = [o for o in first.operations if o.startswith("write new/log.jsonl")][6]
         assert self.run("train", Disk(self.root, cut)).how == "killed"

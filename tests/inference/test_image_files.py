@@ -1,10 +1,15 @@
+import errno
+import re
+import tracemalloc
+from pathlib import Path
+
 import jax
 import numpy as np
 import pytest
 from PIL import Image
 
 from fcn_jax.data.images import read_image, read_label
-from fcn_jax.inference import predict as predict_module
+from fcn_jax.inference import image_files
 from fcn_jax.inference.image_files import find_images, predict_files
 from fcn_jax.inference.predict import apply, predict
 from fcn_jax.network import Network
@@ -123,13 +128,100 @@ def test_unreadable_files_are_left_out_and_listed(net, tmp_path):
     ]
 
 
+def test_folder_of_odd_files_is_segmented_as_far_as_it_can_be_read(
+    net, odd_images, tmp_path
+):
+    folder, expected = odd_images
+    written, left_out = predict_files(net, [folder], tmp_path / "out")
+    sizes = {name: size for name, size in expected.items() if isinstance(size, tuple)}
+    assert written == len(sizes)
+    faults = {path.name: error for path, error in left_out}
+    assert faults.keys() == expected.keys() - sizes.keys()
+    for name, error in faults.items():
+        assert str(folder / name) in error and re.search(expected[name], error)
+    shared = {Path(name).stem for name in sizes if "animated" not in name}
+    for name, size in sizes.items():
+        result = Path(name).stem if Path(name).stem in shared else name
+        assert read_label(tmp_path / "out" / f"{result}.png").shape == size
+
+
+def test_results_are_refused_by_name_or_end_the_work(net, tmp_path, monkeypatch):
+    long, good = (save(tmp_path / f"{n}.png", picture()) for n in ("n" * 248, "good"))
+    out = tmp_path / "out"
+    written, [(path, error)] = predict_files(net, [long, good], out)
+    assert written == 1 and path == long
+    assert "cannot be written: File name too long" in error
+
+    def fail(path, *_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(image_files, "save_labels", fail)
+    reason = "good.png: its results in .*out cannot be written: No space left on device"
+    with pytest.raises(OSError, match=reason):
+        predict_files(net, [good, long], out)
+
+
+@pytest.mark.parametrize("error", [MemoryError(), PermissionError(13, "no right")])
+def test_any_error_of_reading_leaves_the_image_out(net, tmp_path, monkeypatch, error):
+    paths = [save(tmp_path / name, picture()) for name in ("a.png", "b.png")]
+
+    def read(files, channels):
+        if files[0] == paths[0]:
+            raise error
+        return picture()
+
+    monkeypatch.setattr(image_files, "read_channels", read)
+    written, [(path, reason)] = predict_files(net, paths, tmp_path / "out")
+    assert written == 1 and path == paths[0]
+    assert reason.startswith(f"{path}: ") and len(reason) > len(f"{path}: ")
+
+
+@pytest.mark.parametrize("size", [(), (32, 64)])
+def test_large_image_gives_the_results_of_a_small_one(net, tmp_path, monkeypatch, size):
+    net = net.replace(size=size)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(picture(70, 90)).save(tmp_path / "a.png", exif=exif)
+    (tmp_path / "cut.png").write_bytes((tmp_path / "a.png").read_bytes()[:999])
+    paths = [tmp_path / "a.png", tmp_path / "cut.png"]
+    small, [(_, error)] = predict_files(net, paths, tmp_path / "small")
+    monkeypatch.setattr(image_files, "needs_tiles", lambda shape: True)
+    assert predict_files(net, paths, tmp_path / "large") == (1, [(paths[1], error)])
+    for name in ("a.png", "a_overlay.png"):
+        large, small = (tmp_path / folder / name for folder in ("large", "small"))
+        np.testing.assert_array_equal(read_image(large), read_image(small))
+    assert len(list((tmp_path / "large").iterdir())) == 2
+
+
+def test_large_image_takes_little_memory(net, tmp_path, monkeypatch):
+    Image.new("RGB", (2400, 2000), (90, 80, 70)).save(tmp_path / "a.png")
+
+    def predict(net, image, progress):
+        return np.zeros(image.shape[:2], np.uint8)
+
+    monkeypatch.setattr(image_files, "predict_tiled", predict)
+    tracemalloc.start()
+    predict_files(net, [tmp_path / "a.png"], tmp_path / "out")
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    # Its labels take one byte a pixel, strips of it 4 MB, and its overlay's floats 25.
+    assert peak < 2400 * 2000 + 40e6
+
+
+def test_pattern_finds_each_image_once_beside_a_link_that_leads_up(tmp_path):
+    path = save(tmp_path / "in" / "deep" / "a.png", picture())
+    (tmp_path / "in" / "deep" / "again").symlink_to(tmp_path / "in")
+    assert list(find_images([str(tmp_path / "in" / "**" / "*.png")])) == [path]
+    assert list(find_images([tmp_path / "in"])) == [path]
+
+
 def test_large_image_shows_the_progress_of_its_tiles(
     net, tmp_path, monkeypatch, capsys
 ):
     path = save(tmp_path / "a.png", picture())
     predict_files(net, [path], tmp_path / "small")
     assert "tiles:" not in capsys.readouterr().err
-    monkeypatch.setattr(predict_module, "needs_tiles", lambda shape: True)
+    monkeypatch.setattr(image_files, "needs_tiles", lambda shape: True)
     predict_files(net, [path], tmp_path / "large")
     assert "tiles:" in capsys.readouterr().err
     labels = read_label(tmp_path / "large" / "a.png")
@@ -137,11 +229,21 @@ def test_large_image_shows_the_progress_of_its_tiles(
 
 
 @pytest.mark.parametrize(
-    "first, second", [("x/a.jpg", "y/a.png"), ("a.jpg", "a_overlay.jpg")]
+    "names", [("a.bmp", "a.png"), ("a.bmp", "a_overlay.bmp"), ("deep/a.bmp", "b/a.tif")]
 )
-def test_images_that_share_a_result_are_refused(net, tmp_path, first, second):
-    paths = [tmp_path / first, tmp_path / second]
-    with pytest.raises(ValueError, match=f"{second}, would replace .*{first}"):
+def test_images_that_would_share_a_result_keep_their_suffix(net, tmp_path, names):
+    paths = [save(tmp_path / name, picture()) for name in names]
+    alone = save(tmp_path / "c.png", picture())
+    assert predict_files(net, [*paths, alone], tmp_path / "out") == (3, [])
+    stems = [path.name for path in paths] + ["c"]
+    expected = [f"{stem}{end}" for stem in stems for end in (".png", "_overlay.png")]
+    found = [path.name for path in (tmp_path / "out").iterdir()]
+    assert sorted(found) == sorted(expected)
+
+
+def test_images_of_one_name_are_refused(net, tmp_path):
+    paths = [tmp_path / "x" / "a.jpg", tmp_path / "y" / "a.jpg"]
+    with pytest.raises(ValueError, match="y/a.jpg, would replace .*x/a.jpg"):
         predict_files(net, paths, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fcn_jax.inference import probabilities as module
 from fcn_jax.inference.predict import apply, predict
 from fcn_jax.inference.probabilities import probabilities, probabilities_many
 
@@ -84,3 +85,24 @@ def test_batches_lists_and_pairs_give_what_each_image_gives(net):
 def test_scales_that_are_none_are_refused(net, scales):
     with pytest.raises(ValueError, match="scales = .* above 0"):
         probabilities(net, picture(), scales=scales)
+
+
+@pytest.mark.parametrize("scale, size", [(1.0, ()), (0.5, (60, 50))])
+def test_large_image_is_averaged_in_tiles_as_the_whole(net, monkeypatch, scale, size):
+    net, image = net.replace(size=size), picture(20, 33)
+    options = {"scales": (scale,), "flip": True}
+    whole = probabilities(net, image, **options)
+    monkeypatch.setattr(module, "needs_tiles", lambda shape: True)
+    tiled = probabilities(net, image, **options)
+    assert tiled.dtype == np.float32
+    np.testing.assert_allclose(tiled, whole, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "shape, scales", [((8000, 7000, 3), (1.0,)), ((80, 70, 3), (1.0, 100.0))]
+)
+def test_too_many_scores_are_refused_before_the_work(net, shape, scales):
+    image = np.broadcast_to(np.uint8(7), shape)
+    match = "at 8000x7000 pixels, .* of 5 classes take more .* up to 53687091 pixels"
+    with pytest.raises(ValueError, match=match):
+        probabilities(net, image, scales=scales)

@@ -319,3 +319,11 @@ def test_memory_beside_the_labels_does_not_grow_with_the_image():
     )
     # MiB. At once, the larger image would take 290 more.
     assert after - before < large - small + 100
+
+
+@pytest.mark.parametrize("shape", [(70_000, 1, 3), (1, 70_000, 3)])
+def test_side_too_long_to_be_resized_is_refused(net, shape):
+    image = np.broadcast_to(np.uint8(7), shape)
+    match = f"{shape[0]}x{shape[1]} has a side that is too long to be resized to 32x32"
+    with pytest.raises(ValueError, match=match):
+        predict_tiled(net.replace(size=(32, 32)), image)

@@ -29,7 +29,7 @@ class Checkpoint(NamedTuple):
         config: the config of the run, as JSON has it.
         best: the figures of the best network so far, with its "step", or None.
         progress: what `Meter.progress` returns.
-        log: the digest of ``log.jsonl`` up to here.
+        log: the digest of ``log.jsonl`` up to here, by `digest_of`.
     """
 
     arrays: dict[str, np.ndarray]

@@ -25,6 +25,7 @@ from fcn_jax.training.events import Events
 # wait for the device, and then the device for the host.
 LAG = 2
 LOG_FILE = "log.jsonl"  # In a run directory.
+TIMES = ("images_per_second", "waited_for_data")  # What depends on the clock.
 _SUMMED = ("loss", "loss_count", "correct", "pixels", "grad_norm")
 
 _log = logging.getLogger("fcn_jax")
@@ -71,7 +72,7 @@ class Log:
 
     @property
     def digest(self) -> str:
-        """The SHA-256 of ``log.jsonl``."""
+        """The digest of ``log.jsonl``, by `digest_of`."""
         return digest_of(read_log(self.path))
 
     def close(self) -> None:
@@ -294,8 +295,12 @@ def records_at(records: Sequence[dict[str, Any]], step: int) -> list[dict[str, A
 
 
 def digest_of(records: Sequence[dict[str, Any]]) -> str:
-    """Return the SHA-256 of a ``log.jsonl`` with these records."""
-    return hashlib.sha256(_lines(records)).hexdigest()
+    """Return a SHA-256 of records without their times.
+
+    Two runs of one config differ in their times alone.
+    """
+    timeless = [{k: v for k, v in r.items() if k not in TIMES} for r in records]
+    return hashlib.sha256(_lines(timeless)).hexdigest()
 
 
 def _lines(records: Sequence[dict[str, Any]]) -> bytes:

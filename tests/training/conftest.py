@@ -7,7 +7,7 @@ import pytest
 
 from fcn_jax.training import config, loop
 from fcn_jax.training.config import Config, Data, Model, Optim
-from fcn_jax.training.log import read_log
+from fcn_jax.training.log import TIMES, read_log
 
 
 @contextlib.contextmanager
@@ -66,8 +66,7 @@ def records():
     """A function that returns the log of a run without what depends on the clock."""
 
     def read(workdir):
-        clock = ("images_per_second", "waited_for_data")
         log = read_log(workdir / "log.jsonl")
-        return [{k: v for k, v in r.items() if k not in clock} for r in log]
+        return [{k: v for k, v in r.items() if k not in TIMES} for r in log]
 
     return read

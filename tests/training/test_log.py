@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import pytest
 from tqdm import tqdm
 
-from fcn_jax.training.log import Log, Meter, read_log
+from fcn_jax.training.log import TIMES, Log, Meter, read_log
 
 
 @pytest.fixture
@@ -108,9 +108,8 @@ def test_resumed_meter_logs_the_same_means(log, meter_of, stop):
         meter.drain()
 
     def means():
-        clock = ("images_per_second", "waited_for_data")
         lines = read_log(log.path)
-        return [{k: v for k, v in line.items() if k not in clock} for line in lines]
+        return [{k: v for k, v in line.items() if k not in TIMES} for line in lines]
 
     run(meter_of(every=4), range(1, 5))
     [whole] = means()

@@ -52,10 +52,12 @@ def writing(path: str | Path) -> Iterator[None]:
     except WriteError:
         raise
     except OSError as error:
-        raise WriteError(
+        failed = WriteError(
             f"cannot write {path}: {error.strerror or error}; what was there before is "
             "kept"
-        ) from error
+        )
+        failed.errno = error.errno
+        raise failed from error
 
 
 @contextlib.contextmanager
@@ -64,7 +66,7 @@ def reading(path: str | Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno is None or error.filename is not None:
+        if error.strerror is None or error.filename is not None:
             raise
         raise OSError(f"cannot read {path}: {error.strerror}") from error
 

@@ -16,7 +16,7 @@ from fcn_jax.data.channels import count_pixels, is_picture, read_channels
 from fcn_jax.data.images import SpooledImage, image_suffixes, spooled_image
 from fcn_jax.data.pairs import names_below
 from fcn_jax.data.read_ahead import read_ahead
-from fcn_jax.files import replacing
+from fcn_jax.files import WriteError, replacing
 from fcn_jax.inference.predict import predict_many
 from fcn_jax.inference.probabilities import probabilities as averaged_probabilities
 from fcn_jax.inference.tiles import needs_tiles, predict_tiled
@@ -326,12 +326,10 @@ def _write(
         save_image(overlay_path, labels.shape, _overlay_strips(net, image, labels))
         for target in npz:
             _save_probabilities(target, result)
-    except OSError as error:
-        reason = f"{path}: its results in {label_path.parent} cannot be written: "
-        reason += str(error.strerror or error)
+    except WriteError as error:
         if error.errno in _ERRORS_OF_A_NAME:
-            return [(path, reason)]
-        raise OSError(reason) from error
+            return [(path, f"{path}: {error}")]
+        raise
     return []
 
 

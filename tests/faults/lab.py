@@ -417,7 +417,7 @@ def content(path: Path) -> str:
         if path.parent.name == "checkpoints":
             end = 8 + int.from_bytes(data[:8], "little")
             header = json.loads(data[8:end])
-            for digest in ("sha256", "log"):  # The log has times.
+            for digest in ("sha256", "log"):  # They tell of a damaged log, too.
                 header["__metadata__"].pop(digest)
             data = repr(header).encode() + data[end:]
     except (ValueError, TypeError, KeyError, AttributeError, zipfile.BadZipFile):

@@ -250,7 +250,7 @@ def test_best_network_that_is_lost_with_its_checkpoint_is_replaced_by_the_next(
 
 def test_edited_log_is_a_warning(whole_run, run, thin_config, caplog):
     loop.train(thin_config(), run)
-    assert not [record for record in caplog.records if record.name == "fcn_jax"]
+    assert "damaged or edited" not in caplog.text
     log = (run / "log.jsonl").read_text()
     (run / "log.jsonl").write_text(log.replace('"loss": 1', '"loss": 2', 1))
     assert loop.train(thin_config(), run) == whole_run[1]

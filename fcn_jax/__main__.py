@@ -16,6 +16,7 @@ from signal import SIGINT, set_wakeup_fd
 import jax
 import numpy as np
 
+from fcn_jax.data.shorten import printable
 from fcn_jax.evaluation.evaluate import evaluate
 from fcn_jax.evaluation.report import (
     RESULT_ROWS,
@@ -285,8 +286,8 @@ def _predict(args: argparse.Namespace) -> int:
             probabilities=args.probabilities,
         )
     for _, error in left_out:
-        print(f"left out: {_printable(error)}", file=sys.stderr)
-    print(f"{written} segmented into {_printable(args.out)}")
+        print(f"left out: {printable(error)}", file=sys.stderr)
+    print(f"{written} segmented into {printable(args.out)}")
     return 1 if left_out else 0
 
 
@@ -322,11 +323,6 @@ def _ending_on_interrupt() -> Iterator[None]:
     finally:
         set_wakeup_fd(before)
         wake.close()
-
-
-def _printable(text: object) -> str:
-    """Return the text on one line, with escapes for what a terminal may not show."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(text))
 
 
 def _scales(text: str) -> tuple[float, ...]:

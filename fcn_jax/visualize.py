@@ -11,11 +11,12 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from fcn_jax.data.labels import VOID
+from fcn_jax.data.strips import row_strips
 from fcn_jax.files import replacing
 
 Palette = Sequence[tuple[int, int, int]]
 
-_STRIP = 2**18  # Pixels of an overlay that are computed at once.
+STRIP = 2**18  # Pixels of an overlay that are computed at once.
 _CELL = 2.8  # Width of a picture in results_figure, inches.
 _PAIR_CELL, _PAIRS = 2.1, 3  # Width of a picture in augmented_rows; pairs in a row.
 _TITLES = ("image", "ground truth", "prediction")
@@ -120,18 +121,14 @@ def overlay(
         maps = zip(image, labels, strict=True)
         return np.stack([overlay(*pair, palette=palette, alpha=alpha) for pair in maps])
     mixed = np.empty(image.shape, np.uint8)
-    for rows in strips(*labels.shape):  # The floats of a whole image are too many.
+    for rows in row_strips(
+        *labels.shape, STRIP
+    ):  # The floats of a whole image are too many.
         share = np.where(labels[rows] == VOID, 0, alpha)[..., None]
         colors = colorize(labels[rows], palette)
         strip = (1 - share) * image[rows] + share * colors
         mixed[rows] = np.clip(np.rint(strip), 0, 255)
     return mixed
-
-
-def strips(height: int, width: int) -> list[slice]:
-    """Return slices that cut the rows of an image into strips of bounded size."""
-    rows = max(1, _STRIP // max(1, width))
-    return [slice(i, min(i + rows, height)) for i in range(0, height, rows)]
 
 
 def legend(class_names: Sequence[str], palette: Palette = ()) -> np.ndarray:

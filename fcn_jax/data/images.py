@@ -12,6 +12,8 @@ from typing import BinaryIO, ClassVar, NamedTuple
 import numpy as np
 from PIL import Image
 
+from fcn_jax.data.strips import row_strips
+
 ORIENTATION = 0x0112  # The EXIF tag that tells how a camera was held; 1 is upright.
 # Orientation: whether to reverse the rows, the columns, and then to swap both.
 _TURNS = {
@@ -110,11 +112,10 @@ def spooled_image(file: str | Path, folder: str | Path) -> Iterator[SpooledImage
     _check_mode(image, str(file))
     width, height = image.size
     rows, columns = (width, height) if _TURNS[left][2] else (height, width)
-    step = max(1, STRIP // columns)
     with tempfile.TemporaryFile(dir=folder, buffering=0) as spool:
         try:
-            for i in range(0, rows, step):
-                _upright_rows(image, left, i, min(i + step, rows)).tofile(spool)
+            for strip in row_strips(rows, columns, STRIP):
+                _upright_rows(image, left, strip.start, strip.stop).tofile(spool)
         except OSError as error:
             raise OSError(
                 f"{folder}: a temporary file for the pixels of {file} cannot be "

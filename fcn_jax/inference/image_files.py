@@ -16,12 +16,13 @@ from fcn_jax.data.channels import count_pixels, is_picture, read_channels
 from fcn_jax.data.images import SpooledImage, image_suffixes, spooled_image
 from fcn_jax.data.pairs import names_below
 from fcn_jax.data.read_ahead import read_ahead
+from fcn_jax.data.strips import row_strips
 from fcn_jax.files import WriteError, replacing
 from fcn_jax.inference.predict import predict_many
 from fcn_jax.inference.probabilities import probabilities as averaged_probabilities
 from fcn_jax.inference.tiles import needs_tiles, predict_tiled
 from fcn_jax.network import Network, as_network
-from fcn_jax.visualize import as_picture, overlay, save_image, save_labels, strips
+from fcn_jax.visualize import STRIP, as_picture, overlay, save_image, save_labels
 
 # What the system says of a name that a result cannot have. Any other error of writing,
 # such as a full disk, would meet the next result too.
@@ -336,7 +337,7 @@ def _write(
 def _overlay_strips(
     net: Network, image: np.ndarray | SpooledImage, labels: np.ndarray
 ) -> Iterator[np.ndarray]:
-    for rows in strips(*labels.shape):
+    for rows in row_strips(*labels.shape, STRIP):
         picture = as_picture(image[rows], net.model.mean, net.model.scale, net.shown)
         yield overlay(picture, labels[rows], palette=net.palette)
 

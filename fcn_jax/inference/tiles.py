@@ -30,6 +30,7 @@ import numpy as np
 from tqdm import tqdm
 
 from fcn_jax.data.padding import fill_up
+from fcn_jax.data.strips import row_strips
 from fcn_jax.inference.inputs import as_image
 from fcn_jax.inference.programs import labels_of, scores_of
 from fcn_jax.inference.resize import resize_columns, resize_strip
@@ -157,7 +158,7 @@ def _resized(
     height, width, channels = image.shape
     _check_resizable((height, width), net.size)
     widest = max(width, net.size[1]) * max(channels, net.model.num_classes)
-    strips = _strips(height, max(widest, net.size[0]))
+    strips = row_strips(height, max(widest, net.size[0]), _STRIP_VALUES)
 
     def parts() -> Iterator[Part]:
         narrow = [resize_columns(image[rows], net.size[1]) for rows in strips]
@@ -197,13 +198,6 @@ def _whole_logits(
 @jax.jit
 def _best(logits: jax.Array) -> jax.Array:
     return jnp.argmax(logits, axis=-1).astype(jnp.int32)
-
-
-def _strips(height: int, row_values: int) -> list[slice]:
-    """Return slices of rows, of which each has a bounded number of values."""
-    count = -(-height * row_values // _STRIP_VALUES)
-    rows = -(-height // count)
-    return [slice(i, min(i + rows, height)) for i in range(0, height, rows)]
 
 
 def receptive_field(model: FCN, row: int, *, side: int) -> Rows:

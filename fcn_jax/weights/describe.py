@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fcn_jax.data.shorten import shorten
+from fcn_jax.data.shorten import printable, shorten
 from fcn_jax.models.fcn import FCN
 from fcn_jax.weights.layers import WeightFile, network_of
 
@@ -36,12 +36,7 @@ def describe(path: str | Path, content: WeightFile) -> str:
     lines += ["", f"{sum(array.size for array in arrays):,} numbers"]
     if content.unused:
         lines.append("not used: " + ", ".join(shorten(content.unused, 100)))
-    return "\n".join(map(_printable, lines))
-
-
-def _printable(line: str) -> str:
-    """Return a line whose names from the file cannot control a terminal."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
+    return "\n".join(map(printable, lines))
 
 
 def _network_line(content: WeightFile, model: FCN | None) -> str:

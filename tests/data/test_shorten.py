@@ -1,6 +1,6 @@
 import pytest
 
-from fcn_jax.data.shorten import shorten
+from fcn_jax.data.shorten import printable, shorten
 
 
 @pytest.mark.parametrize(
@@ -10,3 +10,7 @@ from fcn_jax.data.shorten import shorten
 )
 def test_items_beyond_the_limit_are_counted(limit, lines):
     assert shorten([7, 8, 9], limit) == lines
+
+
+def test_control_characters_are_escaped_and_letters_are_not():
+    assert printable("Straße \n\x1b[2J\udc80") == r"Straße \n\x1b[2J\udc80"

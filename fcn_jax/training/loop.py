@@ -30,7 +30,7 @@ from fcn_jax.processes import (
     wait_for_all,
 )
 from fcn_jax.training.augmentation import Transform, own_transform, training_augment
-from fcn_jax.training.checkpoint import FOLDER, Checkpoints
+from fcn_jax.training.checkpoint import FOLDER, Checkpoint, Checkpoints
 from fcn_jax.training.config import (
     Config,
     check,
@@ -120,12 +120,10 @@ def train(
             best, progress = None, None
         else:
             config = resume(config, workdir, saved, allow_changes=allow_changes)
-            best, progress = saved.best, saved.progress
-            if is_main():
-                best = restore_best(workdir, checkpoints, saved, config)
-                checkpoints.remove_old(saved.step, best)
-            if sum_over_processes([best is None])[0]:  # It may be lost.
-                best = None
+            best, progress = (
+                _restored(workdir, checkpoints, saved, config),
+                saved.progress,
+            )
             if saved.step == config.steps and best is not None:
                 _log.info("finished at step %d: nothing to train", saved.step)
                 _draw_curves(workdir)
@@ -135,6 +133,7 @@ def train(
         )
         start = int(state.step)
         log_start = -1 if saved is None else start
+        del saved  # Its arrays take as much memory as the state.
         log = Log(workdir, start_step=log_start, silent=not is_main())
         stack.callback(log.close)
         validate = Validation(workdir, eval_source, log, best)
@@ -195,6 +194,22 @@ def _owning(workdir: Path) -> Iterator[Callable[[], None]]:
         remove_leftovers(workdir)
         remove_leftovers(workdir / FOLDER)
         yield assert_there
+
+
+def _restored(
+    workdir: Path, checkpoints: Checkpoints, saved: Checkpoint, config: Config
+) -> dict[str, Any] | None:
+    """Put the files of the best network and the checkpoints in order in process 0.
+
+    Returns:
+        The figures of the best network in every process, or None if it is lost.
+    """
+    best = saved.best
+    if is_main():
+        best = restore_best(workdir, checkpoints, saved, config)
+        checkpoints.remove_old(saved.step, best)
+    is_lost = sum_over_processes([best is None])[0]
+    return None if is_lost else best
 
 
 def _draw_curves(workdir: Path) -> None:

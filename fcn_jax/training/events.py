@@ -73,7 +73,8 @@ class Events:
             yield
         except OSError as error:
             with suppress(OSError):
-                self._writer and self._writer.close()
+                if self._writer:
+                    self._writer.close()
             self._writer = None
             reason = error.strerror or error
             _log.warning(

@@ -51,6 +51,7 @@ class Log:
             return
         records = [r for r in read_log(self.path) if r["step"] <= start_step]
         write_records(self.path, records)
+        self._hash = hashlib.sha256(_timeless(records))
         with writing(self.path):
             self._file = self.path.open("a", encoding="utf-8")
         self._events = Events(workdir / "tensorboard", start_step=start_step)
@@ -59,10 +60,12 @@ class Log:
         """Log the numbers of a step, in TensorBoard under ``prefix``."""
         if self._silent:
             return
+        record = {"step": step, **values}
         with writing(self.path):
-            self._file.write(json.dumps({"step": step, **values}) + "\n")
+            self._file.write(json.dumps(record) + "\n")
             self._file.flush()
             os.fsync(self._file.fileno())
+        self._hash.update(_timeless([record]))
         self._events.scalars(step, values, prefix=prefix)
 
     def image(self, step: int, name: str, image: np.ndarray) -> None:
@@ -72,8 +75,8 @@ class Log:
 
     @property
     def digest(self) -> str:
-        """The digest of ``log.jsonl``, by `digest_of`."""
-        return digest_of(read_log(self.path))
+        """The digest of all records, as `digest_of` returns it."""
+        return self._hash.hexdigest()
 
     def close(self) -> None:
         """Close both files."""
@@ -123,9 +126,10 @@ class Meter:
         self._log, self._bar, self._schedule = log, bar, schedule
         self._batch_size, self._every = batch_size, every
         self._pending: collections.deque[_Step] = collections.deque()
-        before = progress or {"steps": 0, "sums": dict.fromkeys(_SUMMED, 0.0)}
+        none = {"steps": 0, "sums": dict.fromkeys(_SUMMED, 0.0), "shapes": ()}
+        before = progress or none
         self._steps, self._sums = before["steps"], dict(before["sums"])
-        self._shapes = {tuple(shape) for shape in before.get("shapes", ())}
+        self._shapes = set(map(tuple, before["shapes"]))
         # A thread sees when the device is done, which this one may learn late.
         self._watch = ThreadPoolExecutor(1)
         self._start_interval()
@@ -299,8 +303,11 @@ def digest_of(records: Sequence[dict[str, Any]]) -> str:
 
     Two runs of one config differ in their times alone.
     """
-    timeless = [{k: v for k, v in r.items() if k not in TIMES} for r in records]
-    return hashlib.sha256(_lines(timeless)).hexdigest()
+    return hashlib.sha256(_timeless(records)).hexdigest()
+
+
+def _timeless(records: Sequence[dict[str, Any]]) -> bytes:
+    return _lines([{k: v for k, v in r.items() if k not in TIMES} for r in records])
 
 
 def _lines(records: Sequence[dict[str, Any]]) -> bytes:

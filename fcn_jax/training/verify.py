@@ -4,7 +4,7 @@ import functools
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from fcn_jax.models.fcn import fields_of
 from fcn_jax.network import Network
@@ -58,8 +58,10 @@ def _verdicts(workdir: Path) -> Iterator[Verdict]:
     yield _verdict(CONFIG_FILE, lambda: load_config(workdir / CONFIG_FILE) and "whole")
     network, figures = workdir / RUN_FILE, workdir / METRICS_FILE
     if network.exists() or figures.exists():
-        yield _verdict(RUN_FILE, lambda: _network(network))
-        yield _verdict(METRICS_FILE, lambda: _figures(figures, network))
+        # Once for both, since the digest takes a reading of the whole file.
+        metrics = functools.cache(functools.partial(read_metrics, network))
+        yield _verdict(RUN_FILE, lambda: _network(network, metrics))
+        yield _verdict(METRICS_FILE, lambda: _figures(figures, metrics))
     else:
         yield Verdict(RUN_FILE, "none yet: the run has not been evaluated", True)
     checkpoints = Checkpoints(workdir / FOLDER, keep=1)
@@ -88,27 +90,27 @@ def _verdict(name: str, read: Callable[[], str]) -> Verdict:
         return Verdict(name, f"NOT WHOLE: {error}", False)
 
 
-def _network(path: Path) -> str:
-    metrics = read_metrics(path)
-    if not metrics:
+def _network(path: Path, metrics: Callable[[], dict[str, Any] | None]) -> str:
+    found = metrics()
+    if not found:
         raise ValueError(f"{path} lacks the figures that a run saves with it")
-    score = metrics["mean_iu"]
+    score = found["mean_iu"]
     scored = "nothing but void to score" if score is None else f"mean IU {score:.4f}"
-    return f"whole: step {metrics['step']}, {scored}"
+    return f"whole: step {found['step']}, {scored}"
 
 
-def _figures(path: Path, network: Path) -> str:
+def _figures(path: Path, metrics: Callable[[], dict[str, Any] | None]) -> str:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged: {error}") from error
     try:
-        wanted = read_metrics(network)
+        wanted = metrics()
     except (ValueError, OSError):
-        return f"cannot be compared with {network.name}"
+        return f"cannot be compared with {RUN_FILE}"
     if found != wanted:
-        raise ValueError(f"{path} differs from the figures in {network.name}")
-    return f"the figures in {network.name}"
+        raise ValueError(f"{path} differs from the figures in {RUN_FILE}")
+    return f"the figures in {RUN_FILE}"
 
 
 def _log_lines(path: Path, logged: dict[int, str]) -> str:

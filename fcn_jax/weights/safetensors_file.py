@@ -79,7 +79,7 @@ def read_metrics(path: str | Path) -> dict[str, Any] | None:
         OSError: if it cannot be read.
     """
     with reading(path):
-        _, metadata = tensors.read(path)
+        metadata = tensors.read_metadata(path)
         tensors.check_digest(path, metadata)
     return json.loads(metadata.get("metrics", "null"))
 

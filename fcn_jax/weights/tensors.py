@@ -4,10 +4,12 @@ The entry "sha256" of the metadata is the SHA-256 of the file in which the 64 di
 this entry are zeros. So a file that was damaged on its way or on its disk is refused.
 """
 
+import contextlib
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes  # noqa: F401  numpy then knows the bfloat16 of safetensors files
 import numpy as np
@@ -60,18 +62,30 @@ def read(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
         ValueError: if the file is damaged, or holds a type that numpy lacks.
         OSError: if it cannot be opened.
     """
+    with _opened(path) as file:
+        arrays = {name: file.get_tensor(name) for name in file.keys()}
+        return arrays, file.metadata() or {}
+
+
+def read_metadata(path: str | Path) -> dict[str, str]:
+    """Read the metadata alone of any safetensors file; raise as `read` does."""
+    with _opened(path) as file:
+        return file.metadata() or {}
+
+
+@contextlib.contextmanager
+def _opened(path: str | Path) -> Iterator[Any]:
+    """Open a safetensors file, and turn all errors of reading it into ValueError."""
     _check_header(path)
     try:
         with safe_open(path, framework="numpy") as file:
-            metadata = file.metadata() or {}
-            arrays = {name: file.get_tensor(name) for name in file.keys()}
+            yield file
     except (SafetensorError, OverflowError, ValueError) as error:
         raise ValueError(
             f"{path} is not a readable safetensors file: {error}"
         ) from error
     except (AttributeError, TypeError) as error:  # such as floats of 8 bits
         raise ValueError(f"{path} holds a type that numpy lacks: {error}") from error
-    return arrays, metadata
 
 
 def _check_header(path: str | Path) -> None:
@@ -93,7 +107,7 @@ def check_digest(path: str | Path, metadata: Mapping[str, str]) -> None:
 
     Args:
         path: the file.
-        metadata: its metadata, from `read`.
+        metadata: its metadata.
     """
     written = metadata.get(_DIGEST, "")
     with open(path, "rb") as file:

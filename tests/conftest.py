@@ -3,6 +3,7 @@
 The references are written from the definitions, in numpy, ONNX and protobuf.
 """
 
+import contextlib
 import io
 import os
 import struct
@@ -28,6 +29,32 @@ os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "true"  # For the processes they 
 # The same examples on every machine, and no deadline: these machines may be slow.
 settings.register_profile("fcn_jax", derandomize=True, deadline=None)
 settings.load_profile("fcn_jax")
+
+
+@pytest.fixture(scope="session")
+def keeping_programs():
+    """A context manager that keeps all compiled programs in a folder.
+
+    It takes other options of jax, too, and sets all back at its end.
+    """
+
+    @contextlib.contextmanager
+    def keep(folder, **options):
+        options |= {
+            "jax_compilation_cache_dir": str(folder),
+            "jax_persistent_cache_min_compile_time_secs": 0.0,
+        }
+        before = {name: jax.config.values[name] for name in options}
+        try:
+            for name, value in options.items():
+                jax.config.update(name, value)
+            yield
+        finally:
+            for name, value in before.items():
+                jax.config.update(name, value)
+
+    return keep
+
 
 # name: (side of the kernel, channels in, channels out) at width 1, in order.
 BODY = {

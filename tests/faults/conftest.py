@@ -4,7 +4,6 @@ import contextlib
 import os
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 from lab import GOOD, Lab, Trial
@@ -16,14 +15,9 @@ from fcn_jax.visualize import save_image
 
 
 @contextlib.contextmanager
-def quick_commands(cache: Path):
-    """Draw no large pictures, and compile each program once, for all processes."""
+def quick_commands():
+    """Draw no large pictures, and make each step once."""
     steps, step = {}, Parallel.step
-    options = {
-        "jax_compilation_cache_dir": str(cache),
-        "jax_persistent_cache_min_compile_time_secs": 0.0,
-    }
-    before = {name: jax.config.values[name] for name in options}
 
     def kept_step(parallel, make_step):
         key = repr((parallel.mode, make_step.args[0], make_step.keywords))
@@ -36,19 +30,13 @@ def quick_commands(cache: Path):
         patch.setattr(Parallel, "step", kept_step)
         patch.setattr(report, "results_figure", draw)
         patch.setattr(loop, "learning_curves", draw)
-        try:
-            for name, value in options.items():
-                jax.config.update(name, value)
-            yield
-        finally:
-            for name, value in before.items():
-                jax.config.update(name, value)
+        yield
 
 
 @pytest.fixture(scope="module")
-def lab(tmp_path_factory):
+def lab(tmp_path_factory, keeping_programs):
     folder = tmp_path_factory.mktemp("faults")
-    with quick_commands(folder / "compiled"):
+    with quick_commands(), keeping_programs(folder / "compiled"):
         lab = Lab(folder)
         lab.build()
         yield lab

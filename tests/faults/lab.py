@@ -29,6 +29,7 @@ from faulty_disk import ERRORS, EVENTS, READS, Disk, Killed
 from PIL import Image
 
 from fcn_jax.__main__ import main
+from fcn_jax.training.log import TIMES
 
 GOOD = ("recovered", "warned", "refused")
 SEED = 2
@@ -411,9 +412,8 @@ def content(path: Path) -> str:
             return repr(named)
         if path.name == "log.jsonl":
             records = map(json.loads, data.splitlines())
-            clock = ("images_per_second", "waited_for_data")
             known = [r for r in records if "changes" not in r]
-            return repr([{k: r[k] for k in r if k not in clock} for r in known])
+            return repr([{k: r[k] for k in r if k not in TIMES} for r in known])
         if path.parent.name == "checkpoints":
             end = 8 + int.from_bytes(data[:8], "little")
             header = json.loads(data[8:end])
@@ -427,7 +427,7 @@ def content(path: Path) -> str:
 
 def is_sentence(error: str, path: Path | None = None) -> bool:
     """Tell whether an error is for users, and names a file or its folder."""
-    found = re.search(r"^(?:fcn_jax [\w-]+|not read): (.*)", error, re.DOTALL | re.M)
+    found = re.search(r"^(?:fcn_jax [\w-]+|left out): (.*)", error, re.DOTALL | re.M)
     if not found or "Traceback" in error:
         return False
     if path is None or re.search(rf"{re.escape(str(path.parent))}[ :']", found[1]):

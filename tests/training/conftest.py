@@ -2,7 +2,6 @@
 
 import contextlib
 
-import jax
 import pytest
 
 from fcn_jax.training import config, loop
@@ -10,30 +9,27 @@ from fcn_jax.training.config import Config, Data, Model, Optim
 from fcn_jax.training.log import TIMES, read_log
 
 
-@contextlib.contextmanager
-def quick_settings(tmp_path_factory):
+@pytest.fixture(scope="session")
+def quick_settings(tmp_path_factory, keeping_programs):
     """Few pictures, and programs compiled once, without costly optimizations."""
-    options = {
-        "jax_compilation_cache_dir": str(tmp_path_factory.getbasetemp() / "compiled"),
-        "jax_persistent_cache_min_compile_time_secs": 0.0,
-        "jax_disable_most_optimizations": True,
-    }
-    before = {name: jax.config.values[name] for name in options}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(config, "SHAPES_TRAIN", 5)
-        patch.setattr(config, "SHAPES_EVAL", 3)
-        try:
-            for name, value in options.items():
-                jax.config.update(name, value)
+
+    @contextlib.contextmanager
+    def settings():
+        compiled = tmp_path_factory.getbasetemp() / "compiled"
+        with (
+            pytest.MonkeyPatch.context() as patch,
+            keeping_programs(compiled, jax_disable_most_optimizations=True),
+        ):
+            patch.setattr(config, "SHAPES_TRAIN", 5)
+            patch.setattr(config, "SHAPES_EVAL", 3)
             yield
-        finally:
-            for name, value in before.items():
-                jax.config.update(name, value)
+
+    return settings
 
 
 @pytest.fixture(scope="module")
-def quick(tmp_path_factory):
-    with quick_settings(tmp_path_factory):
+def quick(quick_settings):
+    with quick_settings():
         yield
 
 
@@ -54,9 +50,9 @@ def thin_config():
 
 
 @pytest.fixture(scope="session")
-def whole_run(tmp_path_factory):
+def whole_run(tmp_path_factory, quick_settings):
     """The directory and the figures of a run that nothing has interrupted."""
-    with quick_settings(tmp_path_factory):
+    with quick_settings():
         workdir = tmp_path_factory.mktemp("run") / "whole"
         return workdir, loop.train(make_config(), workdir)
 

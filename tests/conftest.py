@@ -22,9 +22,12 @@ from PIL import Image
 from fcn_jax.models.fcn import FCN
 from fcn_jax.network import Network
 
-# Compiling takes most of the time of these tests, and their networks are small.
-jax.config.update("jax_disable_most_optimizations", True)
-os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "true"  # For the processes they start.
+# Compiling takes most of the time of these tests, and their networks are small: with
+# these settings it takes a quarter. The processes that tests start have them, too.
+os.environ["XLA_FLAGS"] = (
+    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true "
+    "--xla_cpu_use_fusion_emitters=false"
+)
 
 # The same examples on every machine, and no deadline: these machines may be slow.
 settings.register_profile("fcn_jax", derandomize=True, deadline=None)

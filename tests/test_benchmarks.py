@@ -9,11 +9,7 @@ import pytest
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 TORCH = importlib.util.find_spec("torch") is not None
-# Speed does not matter here: programs are not optimised, and torch has one thread.
-ENVIRONMENT = os.environ | {
-    "JAX_DISABLE_MOST_OPTIMIZATIONS": "true",
-    "OMP_NUM_THREADS": "1",
-}
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}  # Speed does not matter here.
 
 
 def run(tmp_path, script, *arguments, **options):

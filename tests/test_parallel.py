@@ -289,9 +289,8 @@ def start(tmp_path_factory):
                 "JAX_COMPILATION_CACHE_DIR": str(cache),
                 "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
                 "PYTHONWARNINGS": "error",
-                # Compiles in half the time.
-                "XLA_FLAGS": "--xla_backend_optimization_level=0 "
-                f"--xla_force_host_platform_device_count={devices}",
+                "XLA_FLAGS": os.environ["XLA_FLAGS"]
+                + f" --xla_force_host_platform_device_count={devices}",
             }
             commands = [
                 [sys.executable, __file__, address]

@@ -112,7 +112,7 @@ def spooled_image(file: str | Path, folder: str | Path) -> Iterator[SpooledImage
     _check_mode(image, str(file))
     width, height = image.size
     rows, columns = (width, height) if _TURNS[left][2] else (height, width)
-    with tempfile.TemporaryFile(dir=folder, buffering=0) as spool:
+    with _temporary_file(folder) as spool:
         try:
             for strip in row_strips(rows, columns, STRIP):
                 _upright_rows(image, left, strip.start, strip.stop).tofile(spool)
@@ -123,6 +123,17 @@ def spooled_image(file: str | Path, folder: str | Path) -> Iterator[SpooledImage
             ) from error
         del image
         yield SpooledImage((rows, columns, 3), spool)
+
+
+@contextlib.contextmanager
+def _temporary_file(folder: str | Path) -> Iterator[BinaryIO]:
+    """Open a file without a name and without a buffer."""
+    file = tempfile.TemporaryFile(dir=folder, buffering=0)
+    try:
+        yield file
+    finally:
+        with contextlib.suppress(OSError):  # Nothing in it is needed any more.
+            file.close()
 
 
 def _upright_rows(

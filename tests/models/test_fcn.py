@@ -453,11 +453,8 @@ def test_remat_changes_the_memory_of_a_gradient_and_nothing_else(reference, make
         def loss(params, image):
             return (model.apply({"params": params}, image) ** 2).sum()
 
-        options = {
-            # On a CPU this pass lets XLA undo it.
-            "xla_disable_hlo_passes": "cse_barrier_expander",
-            "xla_backend_optimization_level": 0,  # Compiles in half the time.
-        }
+        # On a CPU this pass lets XLA undo it.
+        options = {"xla_disable_hlo_passes": "cse_barrier_expander"}
         return jax.jit(jax.grad(loss)).lower(net.params, image).compile(options)
 
     kept = gradient_of(net.model)

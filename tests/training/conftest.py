@@ -11,15 +11,12 @@ from fcn_jax.training.log import TIMES, read_log
 
 @pytest.fixture(scope="session")
 def quick_settings(tmp_path_factory, keeping_programs):
-    """Few pictures, and programs compiled once, without costly optimizations."""
+    """Few pictures, and programs compiled once."""
 
     @contextlib.contextmanager
     def settings():
         compiled = tmp_path_factory.getbasetemp() / "compiled"
-        with (
-            pytest.MonkeyPatch.context() as patch,
-            keeping_programs(compiled, jax_disable_most_optimizations=True),
-        ):
+        with pytest.MonkeyPatch.context() as patch, keeping_programs(compiled):
             patch.setattr(config, "SHAPES_TRAIN", 5)
             patch.setattr(config, "SHAPES_EVAL", 3)
             yield

@@ -24,7 +24,6 @@ class Tiny(nn.Module):
 MODEL = Tiny()
 KEY = jax.random.key(7)
 WEIGHTS = (1.0, 0.25, 4.0)
-FAST = {"xla_backend_optimization_level": 0}  # Compiles in half the time.
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +48,7 @@ def batch():
 def one_step(params, batch, model=MODEL, **options):
     """Gradient and metrics of a step of plain SGD at rate 1."""
     tx = optax.sgd(1.0)
-    step = jax.jit(make_train_step(model, tx, **options), compiler_options=FAST)
+    step = jax.jit(make_train_step(model, tx, **options))
     state, metrics = step(init_state(params, tx), batch, KEY)
     assert state.step == 1
     return jax.tree.map(lambda a, b: a - b, params, state.params), metrics
@@ -249,7 +248,7 @@ def test_step_under_pmap_of_one_device_equals_jit(params, batch):
 def test_bfloat16_step_keeps_float32_state(net, batch):
     tx = optax.adamw(1e-3)
     step = make_train_step(net.model.clone(dtype=jnp.bfloat16), tx)
-    step = jax.jit(step, compiler_options=FAST)
+    step = jax.jit(step)
     state, metrics = step(init_state(net.params, tx), batch, KEY)
     kinds = {leaf.dtype for leaf in jax.tree.leaves((state.params, metrics["loss"]))}
     assert kinds == {jnp.dtype("float32")}
@@ -263,7 +262,7 @@ def test_frozen_layers_stay_and_the_others_learn_as_without(reference, batch):
 
     def train(model, freeze):
         options = {"loss": "cross_entropy+dice", "accumulate": 2, "freeze": freeze}
-        step = jax.jit(make_train_step(model, tx, **options), compiler_options=FAST)
+        step = jax.jit(make_train_step(model, tx, **options))
         return step(init_state(net.params, tx, freeze=freeze), batch, KEY)
 
     whole, _ = train(net.model, ())

@@ -69,8 +69,12 @@ def main(argv: list[str] | None = None) -> int:
         strange = unknown
     if strange:
         parser.error(f"unrecognized arguments: {' '.join(strange)}")
+    # Training handles the signal itself.
+    training = args.name == "train"
+    ending = contextlib.nullcontext() if training else _ending_on_interrupt(args.name)
     try:
-        return args.command(args)
+        with ending:
+            return args.command(args)
     except KeyboardInterrupt as error:
         reason = str(error) or "interrupted"
     except MemoryError as error:
@@ -83,6 +87,41 @@ def main(argv: list[str] | None = None) -> int:
         reason = f"the memory of the device is full: {error}"
     print(f"fcn_jax {args.name}: {reason}", file=sys.stderr)
     return 1
+
+
+@contextlib.contextmanager
+def _ending_on_interrupt(command: str) -> Iterator[None]:
+    """End the process soon after Ctrl-C, whatever it computes.
+
+    Python raises KeyboardInterrupt only after the compiled program at work, which may
+    take a minute, and then waits for threads; and it forgets one that is raised in a
+    callback of the garbage collector. So a thread ends the process a second after the
+    signal. By then an unfinished file is removed: none is written while a compiled
+    program is at work.
+    """
+    end, wake = socket.socketpair()
+    wake.setblocking(False)
+
+    def wait() -> None:
+        with end:
+            while signal := end.recv(1):
+                if signal[0] == SIGINT:
+                    time.sleep(1)
+                    leave()
+
+    def leave() -> None:
+        print(f"\nfcn_jax {command}: interrupted", file=sys.stderr, flush=True)
+        os._exit(_INTERRUPTED)
+
+    before = set_wakeup_fd(wake.fileno(), warn_on_full_buffer=False)
+    threading.Thread(target=wait, daemon=True).start()
+    try:
+        yield
+    except KeyboardInterrupt:
+        leave()
+    finally:
+        set_wakeup_fd(before)
+        wake.close()
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -273,56 +312,21 @@ def _file_name(name: str) -> str:
 
 
 def _predict(args: argparse.Namespace) -> int:
-    with _ending_on_interrupt():
-        net, _ = _network(args)
-        written, left_out = predict_files(
-            net,
-            args.images,
-            args.out,
-            extra=args.extra,
-            batch_size=args.batch_size,
-            scales=args.scales,
-            flip=args.flip,
-            probabilities=args.probabilities,
-        )
+    net, _ = _network(args)
+    written, left_out = predict_files(
+        net,
+        args.images,
+        args.out,
+        extra=args.extra,
+        batch_size=args.batch_size,
+        scales=args.scales,
+        flip=args.flip,
+        probabilities=args.probabilities,
+    )
     for _, error in left_out:
         print(f"left out: {printable(error)}", file=sys.stderr)
     print(f"{written} segmented into {printable(args.out)}")
     return 1 if left_out else 0
-
-
-@contextlib.contextmanager
-def _ending_on_interrupt() -> Iterator[None]:
-    """End the process soon after Ctrl-C, whatever it computes.
-
-    Python raises KeyboardInterrupt only after the compiled program at work, which may
-    take a minute, and then waits for threads. So a thread ends the process a second
-    after the signal. By then an unfinished file is removed: none is written while a
-    compiled program is at work.
-    """
-    end, wake = socket.socketpair()
-    wake.setblocking(False)
-
-    def wait() -> None:
-        with end:
-            while signal := end.recv(1):
-                if signal[0] == SIGINT:
-                    time.sleep(1)
-                    leave()
-
-    def leave() -> None:
-        print("\nfcn_jax predict: interrupted", file=sys.stderr, flush=True)
-        os._exit(_INTERRUPTED)
-
-    before = set_wakeup_fd(wake.fileno(), warn_on_full_buffer=False)
-    threading.Thread(target=wait, daemon=True).start()
-    try:
-        yield
-    except KeyboardInterrupt:
-        leave()
-    finally:
-        set_wakeup_fd(before)
-        wake.close()
 
 
 def _scales(text: str) -> tuple[float, ...]:

@@ -428,16 +428,19 @@ def test_predict_prints_names_on_one_line(make_run, tmp_path, capsys):
     assert captured.out == f"0 segmented into {tmp_path}/out\\n\\udcff\n"
 
 
-def test_interrupt_ends_predict_with_one_line(make_run, monkeypatch, capsys):
+@pytest.mark.parametrize("command", ["predict", "export"])
+def test_interrupt_ends_a_command_with_one_line(make_run, monkeypatch, capsys, command):
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(command_line, "predict_files", interrupted)
+    monkeypatch.setattr(command_line, "export", interrupted)
     monkeypatch.setattr(os, "_exit", sys.exit)
     run = make_run(root="not needed")
+    images = ["a.png"] * (command == "predict")
     with pytest.raises(SystemExit, match="130"):
-        main(["predict", "--run", str(run), "--out", "out", "a.png"])
-    assert capsys.readouterr().err == "\nfcn_jax predict: interrupted\n"
+        main([command, "--run", str(run), "--out", "out.npz", *images])
+    assert capsys.readouterr().err == f"\nfcn_jax {command}: interrupted\n"
 
 
 def test_interrupt_ends_predict_even_during_a_compiled_program(make_run, monkeypatch):

@@ -169,6 +169,11 @@ class Checkpoints:
             return os.listdir(self._directory)
         except FileNotFoundError:
             return []
+        except NotADirectoryError as error:
+            raise OSError(
+                f"{self._directory} is not a folder: move it away, so that checkpoints "
+                "can be written there"
+            ) from error
 
 
 def _named(state: TrainState) -> dict[str, Any]:

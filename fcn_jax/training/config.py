@@ -364,7 +364,7 @@ def _data_problems(data: Data) -> Iterator[str]:
             f"data.num_classes = {data.num_classes} must be from 1 to {VOID}: the "
             f"label {VOID} marks void pixels"
         )
-    if 0 <= data.ignore_label < data.num_classes:
+    elif 0 <= data.ignore_label < data.num_classes:
         yield (
             f"data.ignore_label = {data.ignore_label} is one of the {data.num_classes} "
             "classes: use another value for void, such as 255"
@@ -403,8 +403,8 @@ def _label_map_problems(data: Data) -> Iterator[str]:
             "in the masks, because of reduce_zero_label: use a larger value for void"
         )
     for pair in data.label_map:
-        match tuple(pair):
-            case (int(old), int(_)) if 0 <= old < 2**16:
+        match pair:
+            case [int(old), int(_)] if 0 <= old < 2**16:
                 continue
         yield f"data.label_map has {pair!r}, want (value in the masks, class)"
 

@@ -67,6 +67,7 @@ def test_missing_weights_say_where_to_get_them():
     ("part", "field", "value", "message"),
     [
         ("data", "label_map", ((0,),), r"config.data.label_map has \(0,\), want"),
+        ("data", "label_map", (5,), "config.data.label_map has 5, want"),
         ("data", "void_colors", ((1, 2, 3),), "void_colors is set, but data.palette"),
         ("data", "void_colors", ((1, 2),), r"data.void_colors has \(1, 2\), want"),
         ("data", "nearest_color", True, "nearest_color is set, but data.palette has"),

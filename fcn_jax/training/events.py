@@ -72,7 +72,8 @@ class Events:
         try:
             yield
         except OSError as error:
-            with suppress(OSError):
+            # What could not be closed is closed for Python: a second time is a ValueError.
+            with suppress(OSError, ValueError):
                 if self._writer:
                     self._writer.close()
             self._writer = None

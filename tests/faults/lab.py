@@ -277,15 +277,16 @@ class Lab:
         self.unbroken("train")
         self.restore()
         rng = np.random.default_rng(seed)
-        clock = time.perf_counter()
         process = self.start("--config.data.workers=2")
         readers = wait_for(lambda: readers_of(process.pid), process)
         time.sleep(rng.uniform(0, 0.2 if reader else 3))
         readers = readers_of(process.pid) or readers
+        clock = time.perf_counter()
         os.kill(readers[0] if reader else process.pid, signal.SIGKILL)
         process.communicate(timeout=10 * LIMIT)
         error = (self.root / "stderr").read_text()
         left = wait_for(lambda: not any(map(is_running, readers)), None) is None
+        seconds = time.perf_counter() - clock
         what = "of a reading process" if reader else "of the process"
         fault = f"SIGKILL {what} (seed {seed})"
         outcome, note = self.end_of(process, error)
@@ -296,17 +297,18 @@ class Lab:
             outcome, note = "lost", ending.error
         elif found := self.difference("train", ending):
             outcome, note = "lost", found
-        seconds = time.perf_counter() - clock
         return Trial(f"train: SIGKILL {what}", fault, outcome, seconds, note)
 
     def start_twice(self, seed: int) -> Trial:
         """Start two runs in one folder at about the same time."""
         self.unbroken("train")
         self.restore()
-        clock = time.perf_counter()
         first = self.start()
         time.sleep(np.random.default_rng(seed).uniform(0, 3))
         second = self.start()
+        clock = time.perf_counter()
+        wait_for(lambda: {first.poll(), second.poll()} != {None}, None)
+        seconds = time.perf_counter() - clock
         for process in (first, second):
             process.communicate(timeout=10 * LIMIT)
         error = (self.root / "stderr").read_text()
@@ -319,7 +321,6 @@ class Lab:
             outcome = "traceback"
         elif found := self.difference("train", ending):
             outcome, note = "lost", found
-        seconds = time.perf_counter() - clock
         fault = f"two starts (seed {seed})"
         return Trial("train: two starts", fault, outcome, seconds, note)
 

@@ -50,6 +50,18 @@ def test_events_that_cannot_be_written_are_a_warning_once(
     assert f"cannot write to {tmp_path / 'board'}: No space left" in record.getMessage()
 
 
+def test_events_that_cannot_be_closed_are_a_warning(tmp_path, monkeypatch, caplog):
+    events, close = Events(tmp_path / "board", start_step=0), RecordWriter.close
+
+    def fail(self):
+        close(self)
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(RecordWriter, "close", fail)
+    events.close()
+    assert caplog.text.count("goes on without TensorBoard events") == 1
+
+
 def test_folder_that_cannot_be_made_is_a_warning(tmp_path, caplog):
     (tmp_path / "board").touch()
     events = Events(tmp_path / "board", start_step=0)

@@ -72,7 +72,7 @@ class Events:
         try:
             yield
         except OSError as error:
-            # What could not be closed is closed for Python: a second time is a ValueError.
+            # Python has closed what could not be closed; again is a ValueError.
             with suppress(OSError, ValueError):
                 if self._writer:
                     self._writer.close()

@@ -253,8 +253,7 @@ class Lab:
             disk.path if fault in ("EIO", "EACCES") else None,
         ):
             outcome, note = "unnamed", first.error
-        seconds = max(first.seconds, second.seconds)
-        return Trial(kind, f"{fault} at {operation}", outcome, seconds, note)
+        return Trial(kind, f"{fault} at {operation}", outcome, first.seconds, note)
 
     def start(self, *options: str) -> subprocess.Popen:
         """Start to train in another process, with all programs compiled."""

@@ -1,6 +1,6 @@
 # make demo: trains and evaluates a small network, draws its results.
 # make test: the whole test suite.  make lint: style, and imports that go one way.
-# make faults: thousands of kills, failing disks and damaged files, in about 20 minutes;
+# make faults: thousands of kills, failing disks and damaged files, in about 25 minutes;
 # FAULTS_TABLE=FILE writes the table of what became of them.
 
 PYTHON ?= python3

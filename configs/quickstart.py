@@ -5,7 +5,7 @@
 On two CPU cores of an AMD EPYC: 85 seconds, mean IU 0.89.
 """
 
-from fcn_jax.data.shapes import CLASS_NAMES
+from fcn_jax.data.shapes import CLASS_NAMES, PALETTE
 from fcn_jax.training.config import Config, Data, Model, Optim
 
 
@@ -16,6 +16,7 @@ def get_config() -> Config:
             name="shapes",
             num_classes=len(CLASS_NAMES),
             class_names=CLASS_NAMES,
+            palette=PALETTE,
             size=(64, 64),
         ),
         # A thin network with small random weights bears a far higher rate than

@@ -19,6 +19,7 @@ from PIL import Image
 
 from fcn_jax.data.labels import VOID
 from fcn_jax.data.shapes import ShapesSource
+from fcn_jax.visualize import save_labels
 
 COLOURS = ((0, 0, 0), (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0))
 WHITE = (255, 255, 255)
@@ -47,7 +48,10 @@ def main(root: Path) -> None:
             for folder, array in found.items():
                 path = root / folder / split / f"{example['name']}.png"
                 path.parent.mkdir(parents=True, exist_ok=True)
-                Image.fromarray(array).save(path)
+                if folder == "labels":  # With a palette, so that viewers show colours.
+                    save_labels(path, array, COLOURS)
+                else:
+                    Image.fromarray(array).save(path)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,9 @@ import numpy as np
 from fcn_jax.data.labels import VOID
 
 CLASS_NAMES = ("background", "circle", "square", "triangle", "cross")
+# Black, orange, sky blue, bluish green and reddish purple: readers with any kind of
+# colour vision tell these apart. Reference: Okabe and Ito, Color Universal Design.
+PALETTE = ((0, 0, 0), (230, 159, 0), (86, 180, 233), (0, 158, 115), (204, 121, 167))
 
 
 class ShapesSource:

@@ -133,6 +133,8 @@ class FolderSource:
             ClassColors, palette, void_colors, nearest_color=nearest_color
         )
         self._has_palette = bool(len(palette))
+        # A palette for pictures alone may have a colour twice, as that of ADE20K has.
+        self._is_distinct = len(set(map(tuple, palette))) == len(palette)
         if len(palette) not in (0, num_classes):
             raise ValueError(
                 f"palette has {len(palette)} colours for {num_classes} classes; give "
@@ -225,7 +227,7 @@ class FolderSource:
 
     def _knows_colors(self, file: Path) -> bool:
         """Return whether the colours of an indexed mask are those of the palette."""
-        if file.suffix.lower() == ".npy":
+        if not self._is_distinct or file.suffix.lower() == ".npy":
             return False
         with Image.open(file) as image:
             is_byte = image.mode in ("P", "L")

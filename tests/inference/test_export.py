@@ -1,4 +1,5 @@
 import functools
+import json
 import pickle
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from fcn_jax.inference.export import export, load_exported
 from fcn_jax.inference.predict import apply, predict
 from fcn_jax.models.fcn import FCN
 from fcn_jax.network import Network
+from fcn_jax.visualize import colormap
 from fcn_jax.weights.layers import shapes_of
 
 SERVE = Path(__file__).parents[2] / "examples" / "serve.py"
@@ -151,16 +153,24 @@ def test_program_is_for_cpu_and_cuda_and_any_size(path):
 def test_example_serves_the_file_without_fcn_jax(path, tmp_path):
     image = picture(96, 20)
     Image.fromarray(image).save(tmp_path / "photo.png")
-    arguments = [str(SERVE), str(path), "photo.png", "labels.png"]
+    with np.load(path) as file:
+        arrays = dict(file)
+    metadata = json.loads(str(arrays["metadata"])) | {"palette": []}
+    arrays["metadata"] = np.array(json.dumps(metadata))
+    np.savez(tmp_path / "plain.npz", **arrays)
     code = (
         "import runpy, sys\n"
         "sys.modules['fcn_jax'] = None\n"  # Makes its import fail.
-        f"sys.argv = {arguments}\n"
-        "runpy.run_path(sys.argv[0])\n"
+        f"for sys.argv in {[str(SERVE), str(path), 'photo.png', 'labels.png']},"
+        f"{[str(SERVE), 'plain.npz', 'photo.png', 'plain.png']}:\n"
+        "    runpy.run_path(sys.argv[0])\n"
     )
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
-    labels = np.asarray(Image.open(tmp_path / "labels.png"), np.int32)
-    assert_labels(labels[None], logits_of(MODEL, PARAMS, image[None]))
+    for name, colors in (("labels", np.array(PALETTE)), ("plain", colormap())):
+        found = Image.open(tmp_path / f"{name}.png")
+        labels = np.asarray(found, np.int32)
+        assert_labels(labels[None], logits_of(MODEL, PARAMS, image[None]))
+        np.testing.assert_array_equal(found.convert("RGB"), colors[labels])
 
 
 @pytest.mark.parametrize("output", ["labels", "logits"])

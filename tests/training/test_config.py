@@ -312,6 +312,9 @@ def test_ade20k_config_reads_the_tree_of_the_archive(tmp_path):
     names = config.data.class_names
     assert len(names) == len(set(names)) == 150
     assert (names[0], names[58], names[149]) == ("wall", "screen door", "flag")
+    colors = dict(zip(names, config.data.palette, strict=True))
+    assert colors["wall"] == (120, 120, 120) and colors["sky"] == (6, 230, 230)
+    assert colors["flag"] == (92, 0, 255)
     (example,) = make_source(config, config.data.eval_split)
     np.testing.assert_array_equal(example["label"], [[255, 0, 1, 149, 255]])
     save(tmp_path, mask, [[0, 1, 2, 151, 254]])

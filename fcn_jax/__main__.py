@@ -19,7 +19,6 @@ import numpy as np
 from fcn_jax.data.shorten import printable
 from fcn_jax.evaluation.evaluate import evaluate
 from fcn_jax.evaluation.report import (
-    RESULT_ROWS,
     beside_published,
     table,
     write_confusion,
@@ -28,6 +27,7 @@ from fcn_jax.evaluation.report import (
 from fcn_jax.files import enable_compilation_cache
 from fcn_jax.inference.export import OUTPUTS, export
 from fcn_jax.inference.image_files import predict_files
+from fcn_jax.inference.shares import in_words, write_shares_csv, write_shares_json
 from fcn_jax.network import Network, Palette
 from fcn_jax.processes import initialize
 from fcn_jax.training.check_data import check_data
@@ -188,6 +188,10 @@ def _add_network_commands(add_command: Callable) -> None:
     add("--scales", type=_scales, default=(1.0,), help=scales)
     add("--flip", action="store_true", help="average with the mirrored image")
     add("--probabilities", action="store_true", help="also write .npz files of float16")
+    add("--legend", action="store_true", help="draw a legend below each overlay")
+    table = "pixels, share and mean confidence of each class in each image"
+    add("--csv", type=Path, metavar="FILE.csv", help=table)
+    add("--json", type=Path, metavar="FILE.json", help="the same as JSON")
 
     add = add_command("export", _export, "write a file for JAX alone", network=True)
     add("--out", type=Path, required=True, metavar="FILE.npz")
@@ -248,17 +252,20 @@ def _evaluate(args: argparse.Namespace) -> int:
     net = net.replace(class_names=config.class_names())
     split_name = _file_name(split)
     voc = out / "results" / "VOC2012" / "Segmentation" / f"comp6_{split_name}_cls"
+    source = make_source(config, split)
     found = evaluate(
         net,
-        make_source(config, split),
-        examples=RESULT_ROWS,
+        source,
         save=_label_saver(voc, net.palette) if args.save_predictions else None,
     )
     print(table(found.figures))
     if published := beside_published(str(args.weights), split, found.figures):
         print(published)
-    write_report(out, found, palette=net.palette, suffix=f"_{split_name}")
-    print(f"Written: {out}/metrics_{split_name}.json, {out}/results_{split_name}.png")
+    write_report(out, net, source, found, suffix=f"_{split_name}")
+    print(f"Written: {out}/metrics_{split_name}.json")
+    pictures = ("results", "errors", "confusion")
+    paths = (f"{out}/{name}_{split_name}.png" for name in pictures)
+    print(f"Pictures: {', '.join(paths)}")
     if args.save_confusion:
         write_confusion(out / f"confusion_{split_name}.csv", found)
         print(f"Written: {out}/confusion_{split_name}.csv")
@@ -312,8 +319,11 @@ def _file_name(name: str) -> str:
 
 
 def _predict(args: argparse.Namespace) -> int:
+    for path, ending in ((args.csv, ".csv"), (args.json, ".json")):
+        if path and path.suffix != ending:  # Such as an image.
+            raise ValueError(f"{path}: name what is written {ending}")
     net, _ = _network(args)
-    written, left_out = predict_files(
+    found, left_out = predict_files(
         net,
         args.images,
         args.out,
@@ -322,10 +332,18 @@ def _predict(args: argparse.Namespace) -> int:
         scales=args.scales,
         flip=args.flip,
         probabilities=args.probabilities,
+        legend=args.legend,
     )
+    for path, shares in found.items():
+        print(f"{printable(path)}: {in_words(shares, net.names)}")
     for _, error in left_out:
         print(f"left out: {printable(error)}", file=sys.stderr)
-    print(f"{written} segmented into {printable(args.out)}")
+    print(f"{len(found)} segmented into {printable(args.out)}")
+    writers = (args.csv, write_shares_csv), (args.json, write_shares_json)
+    for path, write in writers:
+        if path:
+            write(path, found, net.names)
+            print(f"Written: {printable(path)}")
     return 1 if left_out else 0
 
 

@@ -83,6 +83,14 @@ class Network:
         """The class names, or "class 0", "class 1", ... where there are none."""
         return names_of(self.class_names, self.model.num_classes)
 
+    @property
+    def background(self) -> int | None:
+        """The class that an overlay leaves clear, or None if it tints every class.
+
+        It is class 0 where that is called "background", in any case, or has no name.
+        """
+        return 0 if self.names[0].lower() in ("background", "class 0") else None
+
 
 @struct.dataclass
 class VGG16Weights:

@@ -1,31 +1,27 @@
-"""Label maps in colour, rows of results, learning curves."""
+"""Label maps in colour, alone and over their images."""
 
-import math
+import functools
 import struct
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
+import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+from scipy import ndimage
 
 from fcn_jax.data.labels import VOID
+from fcn_jax.data.shorten import printable
 from fcn_jax.data.strips import row_strips
 from fcn_jax.files import replacing
 
 Palette = Sequence[tuple[int, int, int]]
 
-STRIP = 2**18  # Pixels of an overlay that are computed at once.
-_CELL = 2.8  # Width of a picture in results_figure, inches.
-_PAIR_CELL, _PAIRS = 2.1, 3  # Width of a picture in augmented_rows; pairs in a row.
-_TITLES = ("image", "ground truth", "prediction")
-_LETTERS = 14  # Of font size 8, about so many to the inch.
-_DPI = 100
-_MAX_PIXELS = 20_000  # Height of results_figure; many rows shrink to fit.
-_MOST_BARS = 50  # One above the other in class_chart.
-_LONGEST_NAME = 24  # Letters of a class's name in class_chart.
-_SCORES = {"mean_iu": "mean IU", "pixel_accuracy": "pixel accuracy"}
+_STRIP = 2**18  # Pixels of an overlay that are computed at once.
+_SMALL = 512  # Longest side of a label map in which places for names are sought.
+_LONGEST_NAME = 40  # Letters of a name in a legend.
 
 
 def colormap(n: int = 256) -> np.ndarray:
@@ -95,7 +91,15 @@ def as_picture(
 
 
 def overlay(
-    image: np.ndarray, labels: np.ndarray, *, palette: Palette = (), alpha: float = 0.5
+    image: np.ndarray,
+    labels: np.ndarray,
+    *,
+    palette: Palette = (),
+    alpha: float = 0.5,
+    background: int | None = 0,
+    outline: bool = True,
+    names: Sequence[str] = (),
+    legend: Sequence[str] = (),
 ) -> np.ndarray:
     """Return the image tinted with the colours of its labels.
 
@@ -104,12 +108,21 @@ def overlay(
         labels: [..., H, W] integers in [0, 255]; void pixels (255) keep their colour.
         palette: as for `colorize`.
         alpha: share of the labels' colours, in [0, 1].
+        background: the class whose pixels keep their colour, or None to tint every
+            class.
+        outline: whether the pixels at the edge of a region get the full colour of its
+            class.
+        names: of classes 0, 1, ..., to be written on the largest region of each class,
+            or ().
+        legend: of classes 0, 1, ..., for a legend below the image of those that it has,
+            or (). The picture is then higher than the image, and wider if a name is.
 
     Returns:
         [..., H, W, 3] uint8, RGB.
 
     Raises:
-        ValueError: if the shapes differ or the labels are out of range.
+        ValueError: if the shapes differ, the labels are out of range or have no name,
+            or several images are to have a legend.
     """
     image, labels = np.asarray(image), np.asarray(labels)
     if image.shape != (*labels.shape, 3):
@@ -117,40 +130,228 @@ def overlay(
             f"image {image.shape} and labels {labels.shape} do not belong together: "
             "expected [H, W, 3] and [H, W]"
         )
+    tints = {"palette": palette, "background": background}
+    tints |= {"alpha": alpha, "outline": outline}
     if labels.ndim > 2:
+        if len(legend):
+            raise ValueError(
+                "legend: legends differ in size, so pass images one by one"
+            )
         maps = zip(image, labels, strict=True)
-        return np.stack([overlay(*pair, palette=palette, alpha=alpha) for pair in maps])
+        return np.stack([overlay(*pair, **tints, names=names) for pair in maps])
     mixed = np.empty(image.shape, np.uint8)
-    for rows in row_strips(
-        *labels.shape, STRIP
-    ):  # The floats of a whole image are too many.
-        share = np.where(labels[rows] == VOID, 0, alpha)[..., None]
-        colors = colorize(labels[rows], palette)
-        strip = (1 - share) * image[rows] + share * colors
-        mixed[rows] = np.clip(np.rint(strip), 0, 255)
+    strips = overlay_strips(lambda rows: image[rows], labels, **tints)
+    for rows, strip in zip(_strips(labels), strips, strict=True):
+        mixed[rows] = strip
+    if len(names):
+        mixed = _with_names(mixed, labels, names, background)
+    if len(legend):
+        below = legend_below(labels, legend, palette=palette, background=background)
+        mixed = np.concatenate([widened(mixed, below.shape[1]), below])
     return mixed
 
 
-def legend(class_names: Sequence[str], palette: Palette = ()) -> np.ndarray:
-    """Draw the colour and the name of each class, one below the other.
+def overlay_strips(
+    image_rows: Callable[[slice], np.ndarray],
+    labels: np.ndarray,
+    *,
+    palette: Palette = (),
+    alpha: float = 0.5,
+    background: int | None = 0,
+    outline: bool = True,
+) -> Iterator[np.ndarray]:
+    """Yield an `overlay` from the top in strips, so that it never lies whole in memory.
+
+    Args:
+        image_rows: returns rows of the image, [h, W, 3] uint8 or float.
+        labels: [H, W], as for `overlay`.
+        palette: as for `overlay`.
+        alpha: as for `overlay`.
+        background: as for `overlay`.
+        outline: as for `overlay`.
+    """
+    for rows in _strips(labels):
+        part = labels[rows]
+        share = np.full(part.shape, alpha, np.float32)
+        if outline:
+            share[_edges(labels, rows)] = 1
+        share[(part == VOID) | (part == background)] = 0
+        share = share[..., None]
+        mixed = (1 - share) * image_rows(rows) + share * colorize(part, palette)
+        yield np.clip(np.rint(mixed), 0, 255).astype(np.uint8)
+
+
+def _strips(labels: np.ndarray) -> list[slice]:
+    return row_strips(
+        *labels.shape, _STRIP
+    )  # The floats of a whole image are too many.
+
+
+def _edges(labels: np.ndarray, rows: slice) -> np.ndarray:
+    """Return which pixels of some rows lie at the edge of a region, [h, W] bool."""
+    width = max(1, round(min(labels.shape) / 400))  # Of the line, on each side.
+    first = max(0, rows.start - width)
+    part = _as_bytes(labels[first : rows.stop + width])
+    highest = ndimage.maximum_filter(part, 2 * width + 1, mode="nearest")
+    lowest = ndimage.minimum_filter(part, 2 * width + 1, mode="nearest")
+    return (highest != lowest)[rows.start - first :][: rows.stop - rows.start]
+
+
+def legend_below(
+    labels: np.ndarray,
+    class_names: Sequence[str],
+    *,
+    palette: Palette = (),
+    background: int | None = 0,
+) -> np.ndarray:
+    """Draw the legend of an `overlay`, to be put below it.
+
+    Args:
+        labels: [H, W], as for `overlay`.
+        class_names: of classes 0, 1, ...
+        palette: as for `overlay`.
+        background: as for `overlay`; it is left out.
+
+    Returns:
+        [h, w, 3] uint8, RGB on white; w is W, or more if a name is longer, and h is 0
+        if no class is tinted.
+
+    Raises:
+        ValueError: if a class has no name.
+    """
+    seen = _classes_in(labels, class_names, background)
+    return legend(
+        [class_names[i] for i in seen],
+        _table(palette)[seen],
+        width=labels.shape[1],
+        size=_font_size(labels.shape),
+    )
+
+
+def widened(picture: np.ndarray, width: int) -> np.ndarray:
+    """Return a picture [H, W, 3] with white on its right up to a width."""
+    missing = max(0, width - picture.shape[1])
+    return np.pad(picture, ((0, 0), (0, missing), (0, 0)), constant_values=255)
+
+
+def _classes_in(
+    labels: np.ndarray, class_names: Sequence[str], background: int | None
+) -> list[int]:
+    """Return the classes of a label map that an `overlay` tints, from the lowest."""
+    counts = sum(
+        np.bincount(_as_bytes(labels[rows]).ravel(), minlength=VOID + 1)
+        for rows in _strips(labels)
+    )
+    seen = [int(i) for i in np.flatnonzero(counts) if i not in (VOID, background)]
+    if seen and seen[-1] >= len(class_names):
+        raise ValueError(
+            f"labels have class {seen[-1]}, and there are {len(class_names)} names: "
+            "give one for each class"
+        )
+    return seen
+
+
+def _with_names(
+    picture: np.ndarray,
+    labels: np.ndarray,
+    names: Sequence[str],
+    background: int | None,
+) -> np.ndarray:
+    """Write the name of each class where its largest region is widest."""
+    drawn = Image.fromarray(picture)
+    draw, size = ImageDraw.Draw(drawn), _font_size(labels.shape)
+    step = -(-max(labels.shape) // _SMALL)
+    small = np.asarray(labels[::step, ::step])
+    for i in _classes_in(small, names, background):
+        y, x = (step * at for at in _widest_place(small == i))
+        _write(draw, (x, y), names[i], size, drawn.size)
+    return np.asarray(drawn)
+
+
+def _widest_place(mask: np.ndarray) -> tuple[int, int]:
+    """Return the row and column of a mask that are farthest from the mask's edge."""
+    regions, _ = ndimage.label(mask)
+    largest = 1 + np.bincount(regions.ravel())[1:].argmax()
+    inside = np.pad(regions == largest, 1)  # The edge of the image counts.
+    depth = ndimage.distance_transform_edt(inside)[1:-1, 1:-1]
+    row, column = np.unravel_index(depth.argmax(), depth.shape)
+    return int(row), int(column)
+
+
+def _write(
+    draw: ImageDraw.ImageDraw,
+    at: tuple[int, int],
+    name: str,
+    size: int,
+    limits: tuple[int, int],
+) -> None:
+    """Write a name about a point, within the picture, in white with a dark edge."""
+    font, name = load_font(size), shortened(name)
+    room = font.getlength(name) / 2 + 2, 0.6 * size + 2
+    x, y = (
+        min(max(where, half), max(side - half, half))
+        for where, half, side in zip(at, room, limits, strict=True)
+    )
+    edge = {"stroke_width": max(1, size // 8), "stroke_fill": (30, 30, 30)}
+    draw.text((x, y), name, fill="white", font=font, anchor="mm", **edge)
+
+
+def _font_size(shape: tuple[int, ...]) -> int:
+    """Return the size of letters for an image of a height and a width."""
+    return max(12, round(min(shape) / 25))
+
+
+@functools.cache
+def load_font(size: int) -> ImageFont.FreeTypeFont:
+    """Return a font, DejaVu Sans, which has the letters of many scripts."""
+    folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
+    return ImageFont.truetype(folder / "DejaVuSans.ttf", size)
+
+
+def shortened(name: str, length: int = _LONGEST_NAME) -> str:
+    """Return a name on one line, of at most ``length`` letters."""
+    name = printable(name)
+    return name if len(name) <= length else name[: length - 1] + "…"
+
+
+def legend(
+    class_names: Sequence[str],
+    palette: Palette = (),
+    *,
+    width: int = 0,
+    size: int = 16,
+) -> np.ndarray:
+    """Draw the colour and the name of each class.
 
     Args:
         class_names: of classes 0, 1, ...
         palette: as for `colorize`.
+        width: of the picture in pixels, to put several classes in a row; or 0 for one
+            below the other. A picture is as wide as its longest name at least.
+        size: of the letters, in pixels.
 
     Returns:
         [H, W, 3] uint8, RGB on white.
     """
-    font = ImageFont.load_default(16)
-    width = 44 + max(
-        (math.ceil(font.getlength(name)) for name in class_names), default=0
-    )
-    picture = Image.new("RGB", (width, 24 * len(class_names) + 8), "white")
-    draw = ImageDraw.Draw(picture)
-    for i, name in enumerate(class_names):
-        top, color = 24 * i + 4, tuple(_table(palette)[i].tolist())
-        draw.rectangle((8, top + 3, 28, top + 20), fill=color, outline="grey")
-        draw.text((36, top + 12), name, fill="black", font=font, anchor="lm")
+    if not len(class_names):
+        return np.empty((0, width, 3), np.uint8)
+    font, names = load_font(size), list(map(shortened, class_names))
+    line, gap = round(1.5 * size), size // 2
+    lengths = [line + gap + round(font.getlength(name)) + gap for name in names]
+    places, x, y = [], gap, size // 4
+    for length in lengths:
+        if places and x + length > width:
+            x, y = gap, y + line
+        places.append((x, y))
+        x += length + gap
+    width = max([width, *(gap + length for length in lengths)])
+    picture = Image.new("RGB", (width, y + line + size // 4), "white")
+    draw, colors = ImageDraw.Draw(picture), _table(palette).tolist()
+    for i, ((x, y), name) in enumerate(zip(places, names, strict=True)):
+        box = x, y + line // 8, x + line, y + line - line // 8
+        draw.rectangle(box, fill=tuple(colors[i]), outline="grey")
+        at = x + line + gap, y + line // 2
+        draw.text(at, name, fill="black", font=font, anchor="lm")
     return np.asarray(picture)
 
 
@@ -226,172 +427,6 @@ def _table(palette: Palette) -> np.ndarray:
     return table
 
 
-def results_figure(
-    path: str | Path,
-    rows: Sequence[tuple[str, np.ndarray, np.ndarray, np.ndarray]],
-    class_names: Sequence[str],
-    *,
-    palette: Palette = (),
-) -> None:
-    """Draw rows of image | ground truth | prediction above a legend, as PNG.
-
-    Args:
-        path: of the file, replaced as a whole.
-        rows: one or more of (name, image [H, W, 3] uint8 RGB, label [H, W], prediction
-            [H, W]), labels as `colorize` takes them; sizes may differ.
-        class_names: of classes 0, 1, ...; the legend shows the number of any other.
-        palette: as for `colorize`.
-    """
-    from matplotlib.figure import Figure
-
-    shapes = np.array([label.shape for _, _, label, _ in rows])
-    heights = _CELL * np.clip(shapes[:, 0] / shapes[:, 1], 0.3, 1.5)
-    figure = Figure((3 * _CELL, heights.sum() + 1), layout="compressed")
-    grid = figure.subplots(len(rows), 3, squeeze=False, height_ratios=heights)
-    for cells, height, (name, image, *labels) in zip(grid, heights, rows, strict=True):
-        cells[0].imshow(image)
-        for cell, label in zip(cells[1:], labels, strict=True):
-            colors = colorize(label, palette)
-            cell.imshow(colors, interpolation="nearest")  # Mixed colours mean nothing.
-        for cell in cells:
-            cell.set(xticks=[], yticks=[])
-            cell.spines[:].set_visible(False)
-        name = _tail(name, int(_LETTERS * height))
-        cells[0].set_ylabel(name, fontsize=8, parse_math=False)
-    for cell, title in zip(grid[0], _TITLES, strict=True):
-        cell.set_title(title, fontsize=11)
-    _add_legend(figure, _legend_entries(rows, class_names, palette))
-    dpi = min(_DPI, _MAX_PIXELS / figure.get_figheight())
-    with replacing(path) as unfinished:
-        figure.savefig(unfinished, format="png", dpi=dpi, bbox_inches="tight")
-
-
-def augmented_rows(
-    path: str | Path,
-    pairs: Sequence[tuple[str, np.ndarray, np.ndarray]],
-    class_names: Sequence[str],
-    *,
-    palette: Palette = (),
-) -> None:
-    """Draw training examples, each image beside its label, above a legend, as PNG.
-
-    Args:
-        path: of the file, replaced as a whole.
-        pairs: one or more of (name, image [H, W, N], label [H, W]); the first three
-            channels are RGB in [0, 255], labels as `colorize` takes them.
-        class_names: of classes 0, 1, ...; the legend shows the number of any other.
-        palette: as for `colorize`.
-    """
-    from matplotlib.figure import Figure
-
-    ratios = [np.clip(np.divide(*label.shape), 0.3, 1.5) for _, _, label in pairs]
-    starts = range(0, len(pairs), _PAIRS)
-    heights = [_PAIR_CELL * max(ratios[i : i + _PAIRS]) + 0.2 for i in starts]
-    columns = 2 * min(_PAIRS, len(pairs))
-    figure = Figure((columns * _PAIR_CELL, sum(heights) + 1), layout="compressed")
-    grid = figure.subplots(len(heights), columns, squeeze=False, height_ratios=heights)
-    for cell in grid.flat:
-        cell.set_axis_off()
-    cells = grid.reshape(-1, 2)[: len(pairs)]
-    for (left, right), (name, image, label) in zip(cells, pairs, strict=True):
-        left.imshow(np.clip(image[..., :3], 0, 255).astype(np.uint8))
-        right.imshow(colorize(label, palette), interpolation="nearest")
-        name = _tail(name, int(_LETTERS * 2 * _PAIR_CELL))
-        left.set_title(name, fontsize=8, loc="left", parse_math=False)
-    _add_legend(figure, _legend_entries(pairs, class_names, palette))
-    with replacing(path) as unfinished:
-        figure.savefig(unfinished, format="png", dpi=_DPI, bbox_inches="tight")
-
-
-def learning_curves(path: str | Path, records: Sequence[dict[str, Any]]) -> None:
-    """Draw the training loss and the validation scores over the steps, as PNG.
-
-    Args:
-        path: of the file, replaced as a whole.
-        records: entries of a run's log: with "step" and "loss" of training, with
-            "step", "mean_iu" and "pixel_accuracy" of validation; others are ignored.
-            Of a step that a resumed run logged again, the last entry counts.
-    """
-    from matplotlib.figure import Figure
-
-    figure = Figure((10, 3.8), layout="constrained")
-    left, right = figure.subplots(1, 2, sharex=True)
-    _draw_loss(left, *_curve(records, "loss"))
-    _draw_scores(right, {key: _curve(records, key) for key in _SCORES})
-    for panel in (left, right):
-        panel.set_xlabel("step")
-        panel.grid(alpha=0.3)
-        panel.spines[["top", "right"]].set_visible(False)
-    with replacing(path) as unfinished:
-        figure.savefig(unfinished, format="png", dpi=_DPI)
-
-
-def _draw_loss(panel: Any, steps: np.ndarray, loss: np.ndarray) -> None:
-    panel.set_title("training loss")
-    if not len(steps):
-        return
-    window = np.ones(min(max(1, len(loss) // 20), 100))
-    # The window is cut at the ends of the curve.
-    weight = np.convolve(np.ones(len(loss)), window, "same")
-    smooth = np.convolve(loss, window, "same") / weight
-    panel.plot(steps, loss, color="tab:blue", alpha=0.3, linewidth=1)
-    panel.plot(steps, smooth, color="tab:blue", linewidth=2)
-    if loss.min() > 0 and loss.max() > 20 * loss.min():
-        panel.set_yscale("log")
-
-
-def _draw_scores(panel: Any, curves: dict[str, tuple[np.ndarray, np.ndarray]]) -> None:
-    panel.set_title("validation")
-    panel.set_ylim(0, 1)
-    for key, (steps, values) in curves.items():
-        style = {"marker": "o", "markersize": 4, "clip_on": False}
-        panel.plot(steps, values, label=_SCORES[key], **style)
-    panel.legend()  # Where it covers least.
-
-
-def _curve(records: Sequence[dict], key: str) -> tuple[np.ndarray, np.ndarray]:
-    points = {record["step"]: record[key] for record in records if key in record}
-    steps = sorted(points)
-    return np.array(steps), np.array([points[step] for step in steps], float)
-
-
-def _legend_entries(
-    rows: Sequence[tuple], class_names: Sequence[str], palette: Palette
-) -> list[tuple[str, np.ndarray]]:
-    """Return names and colours of all classes if few, else of those that occur."""
-    seen = {
-        int(i) for _, _, *maps in rows for labels in maps for i in np.unique(labels)
-    }
-    if len(class_names) <= 21:
-        seen |= set(range(len(class_names)))
-    names, colors = dict(enumerate(class_names)), _table(palette)
-    entries = [(names.get(i, str(i)), colors[i]) for i in sorted(seen - {VOID})]
-    return entries + [("void", colors[VOID])] * (VOID in seen)
-
-
-def _add_legend(figure: Any, entries: list[tuple[str, np.ndarray]]) -> None:
-    from matplotlib.patches import Patch
-
-    names, colors = zip(*entries, strict=True)
-    # A patch and its margins take the room of eight letters.
-    columns = int(_LETTERS * figure.get_figwidth() / (8 + max(map(len, names))))
-    legend = figure.legend(
-        [Patch(facecolor=color / 255, edgecolor="grey") for color in colors],
-        ["-" for _ in names],
-        loc="outside lower center",
-        ncols=max(1, min(columns, len(names))),
-        fontsize=8,
-        frameon=False,
-    )
-    # Names go in late: matplotlib drops labels like "_background_" from a legend.
-    for text, name in zip(legend.get_texts(), names, strict=True):
-        text.set(text=name, parse_math=False)
-
-
-def _tail(name: str, length: int) -> str:
-    return name if len(name) <= length else "…" + name[1 - length :]
-
-
 def _as_bytes(labels: np.ndarray) -> np.ndarray:
     if not np.issubdtype(labels.dtype, np.integer):
         raise ValueError(f"labels must be integers, got {labels.dtype}")
@@ -400,89 +435,3 @@ def _as_bytes(labels: np.ndarray) -> np.ndarray:
             f"labels must be in [0, 255], got [{labels.min()}, {labels.max()}]"
         )
     return labels.astype(np.uint8)
-
-
-def class_chart(
-    path: str | Path, shares: Mapping[str, np.ndarray], class_names: Sequence[str]
-) -> None:
-    """Draw each class's share of the labelled pixels, largest first, as PNG.
-
-    Bars of one split have the classes' colours, those of several the splits'. The
-    axis is logarithmic where shares differ more than a hundredfold.
-
-    Args:
-        path: of the file, replaced as a whole.
-        shares: of one or more splits, [C] each; those of the first give the order.
-        class_names: C names.
-    """
-    from matplotlib.figure import Figure
-
-    splits, shares = list(shares), np.array(list(shares.values()))  # [S, C]
-    order = np.argsort(-shares[0], kind="stable")
-    parts = np.array_split(order, -(-len(order) // _MOST_BARS))
-    rows = len(parts[0])
-    height = 1 + rows * (0.1 + 0.11 * len(shares))
-    figure = Figure((1 + 4.5 * len(parts), height), layout="constrained")
-    panels = figure.subplots(1, len(parts), squeeze=False)[0]
-    for panel, part in zip(panels, parts, strict=True):
-        panel.set(**_share_axis(shares), ylim=(rows - 0.4, -0.6))
-        panel.xaxis.set_major_formatter(_percent)
-        _draw_shares(panel, shares[:, part], colormap()[part % 256] / 255)
-        names = [_head(class_names[i], _LONGEST_NAME) for i in part]
-        panel.set_yticks(range(len(part)), names, fontsize=8, parse_math=False)
-        panel.tick_params(axis="x", labelsize=7)
-        panel.grid(axis="x", alpha=0.3)
-        panel.set_axisbelow(True)
-        panel.spines[["top", "right"]].set_visible(False)
-    figure.suptitle("share of each class in the pixels that are not void", fontsize=11)
-    if len(splits) > 1:
-        colors = _split_colors(len(splits))
-        _add_legend(figure, list(zip(splits, colors, strict=True)))
-    with replacing(path) as unfinished:
-        figure.savefig(unfinished, format="png", dpi=_DPI)
-
-
-def _share_axis(shares: np.ndarray) -> dict[str, Any]:
-    """Return scale and limits of an axis for the shares, with room for a number."""
-    occurring = shares[shares > 0]
-    low, high = (occurring.min(), occurring.max()) if occurring.size else (1, 1)
-    if high <= 100 * low:
-        return {"xscale": "linear", "xlim": (0, 1.15 * high)}
-    left = 10 ** np.floor(np.log10(low / 1.5))
-    return {"xscale": "log", "xlim": (left, high * (high / left) ** 0.15)}
-
-
-def _split_colors(n: int) -> np.ndarray:
-    """Return [n, 3] uint8, the default colours of matplotlib."""
-    from matplotlib.colors import to_rgba_array
-
-    return (255 * to_rgba_array([f"C{i}" for i in range(n)])[:, :3]).astype(np.uint8)
-
-
-def _draw_shares(panel: Any, shares: np.ndarray, colors: np.ndarray) -> None:
-    """Draw bars of [S, C] shares, in the classes' [C, 3] colours if S is 1."""
-    left, _ = panel.get_xlim()
-    thickness = 0.8 / len(shares)
-    split_colors = _split_colors(len(shares)) / 255
-    for i, row in enumerate(shares):
-        y = np.arange(len(row)) + thickness * (i - (len(shares) - 1) / 2)
-        color = split_colors[i] if len(shares) > 1 else colors
-        panel.barh(y, row, thickness, color=color, edgecolor="grey", linewidth=0.5)
-        for share, at in zip(row, y, strict=True):
-            panel.annotate(
-                _percent(share) if share else "never",
-                (max(share, left), at),
-                xytext=(2, 0),
-                textcoords="offset points",
-                va="center_baseline",
-                fontsize=6,
-                color="black" if share else "crimson",
-            )
-
-
-def _percent(share: float, _: Any = None) -> str:
-    return f"{100 * share:.3g}%"
-
-
-def _head(name: str, length: int) -> str:
-    return name if len(name) <= length else name[: length - 1] + "…"

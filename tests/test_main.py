@@ -1,3 +1,4 @@
+import csv
 import json
 import os
 import queue
@@ -146,14 +147,12 @@ def test_evaluate_prints_and_writes_the_scores(
     flat = {f"iu {name}": value for name, value in written.pop("iu").items()}
     flat |= {name.replace("_", " "): value for name, value in written.items()}
     assert flat == pytest.approx(expected)
-    with Image.open(run / f"results_{split}.png") as results:
-        results.load()
-    assert {path.name for path in run.iterdir()} == {
-        "config.json",
-        "model.safetensors",
-        f"metrics_{split}.json",
-        f"results_{split}.png",
-    }
+    pictures = {f"{name}_{split}.png" for name in ("results", "errors", "confusion")}
+    for name in pictures:
+        with Image.open(run / name) as picture:
+            picture.load()
+    files = {"config.json", "model.safetensors", f"metrics_{split}.json"}
+    assert {path.name for path in run.iterdir()} == files | pictures
 
 
 def test_evaluate_finds_data_that_moved(net, make_run, data, tmp_path, capsys):
@@ -357,8 +356,51 @@ def test_predict_writes_labels_and_overlays(net, make_run, tmp_path, capsys, siz
         np.testing.assert_array_equal(read_image(target), fcn_jax.colorize(labels))
         np.testing.assert_array_equal(
             read_image(out / f"{path.stem}_overlay.png"),
-            fcn_jax.overlay(image, labels),
+            fcn_jax.overlay(image, labels, background=net.background),
         )
+
+
+def test_predict_tells_the_shares_of_the_classes_by_name(
+    net, weights, tmp_path, capsys
+):
+    names = [f"class {i}" for i in range(4)]
+    paths = [tmp_path / "in" / f"{i}.png" for i in range(2)]
+    paths[0].parent.mkdir()
+    for i, path in enumerate(paths):
+        Image.fromarray(picture(i, SIZES[0])).save(path)
+    options = ["--csv", str(tmp_path / "t.csv"), "--json", str(tmp_path / "t.json")]
+    arguments = ["--weights", weights, "--out", str(tmp_path / "out"), "--legend"]
+    assert main(["predict", *arguments, *options, str(tmp_path / "in")]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    with open(tmp_path / "t.csv", encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    tables = json.loads((tmp_path / "t.json").read_text())
+    assert len(rows) == len(paths) * len(names) and len(tables) == len(paths)
+    for path, line, table in zip(paths, lines, tables, strict=False):
+        labels = np.asarray(fcn_jax.predict(net, path))
+        pixels = [np.sum(labels == i) for i in range(len(names))]
+        assert line.startswith(f"{path}: {names[np.argmax(pixels)]} ")
+        own = [row for row in rows if row["image"] == str(path)]
+        assert [row["class"] for row in own] == names
+        assert [int(row["pixels"]) for row in own] == pixels
+        assert [entry["pixels"] for entry in table["classes"]] == pixels
+        overlay = read_image(tmp_path / "out" / f"{path.stem}_overlay.png")
+        assert len(overlay) > len(labels)
+    assert lines[-2:] == [f"Written: {tmp_path}/t.{kind}" for kind in ("csv", "json")]
+
+
+@pytest.mark.parametrize("option", ["csv", "json"])
+def test_table_that_could_replace_an_image_is_refused(
+    weights, tmp_path, capsys, option
+):
+    path = tmp_path / "a.png"
+    Image.fromarray(picture(1, SIZES[0])).save(path)
+    before = path.read_bytes()
+    arguments = ["--weights", weights, "--out", str(tmp_path / "out"), str(path)]
+    assert main(["predict", *arguments, f"--{option}", str(path)]) == 1
+    error = f"fcn_jax predict: {path}: name what is written .{option}\n"
+    assert capsys.readouterr().err == error
+    assert path.read_bytes() == before and not (tmp_path / "out").exists()
 
 
 def test_predict_of_weights_averages_scales_and_mirror(net, weights, tmp_path, capsys):
@@ -449,7 +491,7 @@ def test_interrupt_ends_predict_even_during_a_compiled_program(make_run, monkeyp
     def compute(*_, **__):
         signal.raise_signal(signal.SIGINT)
         statuses.append(ended.get(timeout=5))
-        return 1, []
+        return {}, []
 
     monkeypatch.setattr(os, "_exit", ended.put)
     # Python waits for a compiled program before it raises KeyboardInterrupt.

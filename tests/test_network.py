@@ -199,7 +199,9 @@ def test_every_way_to_use_four_channels_gives_the_same_labels(
     shown = 127.5 + (depth.astype(np.float64) - 30_000) * 64 / 15_000
     picture = np.dstack([np.clip(shown, 0, 255), image[..., 1], image[..., 0]])
     np.testing.assert_allclose(evaluation.examples[0].image, picture, atol=0.51)
-    tinted = fcn_jax.overlay(evaluation.examples[0].image, labels)
+    tinted = fcn_jax.overlay(
+        evaluation.examples[0].image, labels, background=net.background
+    )
     np.testing.assert_array_equal(
         read_image(tmp_path / "out" / "a_overlay.png"), tinted
     )
@@ -319,3 +321,17 @@ def test_as_network_takes_parameters_with_their_model_alone(net):
     for other in (None, net.model, (net.model, net.params)):
         with pytest.raises(ValueError, match=f"net is a {type(other).__name__}"):
             as_network(other)
+
+
+@pytest.mark.parametrize(
+    ("names", "background"),
+    [
+        ((), 0),
+        (("background", "a", "b", "c"), 0),
+        (("Background", "a", "b", "c"), 0),
+        (("Sky", "background", "b", "c"), None),
+    ],
+)
+def test_class_0_is_background_by_its_name(reference, names, background):
+    net = reference.network("fcn32s").replace(class_names=names)
+    assert net.background == background

@@ -7,29 +7,18 @@ from PIL import Image
 from fcn_jax.data.images import read_label
 from fcn_jax.visualize import (
     as_picture,
-    augmented_rows,
-    class_chart,
     colorize,
     colormap,
-    learning_curves,
     legend,
+    legend_below,
     overlay,
-    results_figure,
+    overlay_strips,
     save_image,
     save_labels,
 )
 
 VOID = (224, 224, 192)
-
-
-def row(name, height, width, *labels):
-    maps = [np.full((height, width), label) for label in labels]
-    return name, np.zeros((height, width, 3), np.uint8), *maps
-
-
-def colors_in(path):
-    with Image.open(path) as picture:
-        return {color for _, color in picture.convert("RGB").getcolors(2**22)}
+PALETTE = ((10, 20, 30), (200, 0, 0), (0, 0, 250))
 
 
 @pytest.mark.parametrize(
@@ -96,18 +85,113 @@ def test_labels_that_are_no_integers_are_refused():
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.float32])
-def test_overlay_blends_classes_and_leaves_void(dtype):
+def test_overlay_blends_classes_and_leaves_background_and_void(dtype):
     image = np.array([[(200, 100, 0), (200, 100, 0), (10, 20, 30)]], dtype)
-    expected = [[(164, 50, 0), (100, 50, 0), (10, 20, 30)]]
-    blended = overlay(image, np.array([[1, 0, 255]]))
+    labels = np.array([[1, 0, 255]])
+    expected = [[(164, 50, 0), (200, 100, 0), (10, 20, 30)]]
+    blended = overlay(image, labels, outline=False)
     np.testing.assert_array_equal(blended, expected)
     assert blended.dtype == np.uint8
+    expected[0][1] = (100, 50, 0)  # Half of it black.
+    tinted = overlay(image, labels, background=None, outline=False)
+    np.testing.assert_array_equal(tinted, expected)
+    clear = overlay(image, labels, background=1, outline=False)
+    np.testing.assert_array_equal(clear, [[image[0, 0], (100, 50, 0), image[0, 2]]])
 
 
 def test_overlay_of_alpha_one_is_the_colors():
     labels = np.array([[3, 4]])
     image = np.full((1, 2, 3), 77, np.uint8)
     np.testing.assert_array_equal(overlay(image, labels, alpha=1), colorize(labels))
+
+
+def test_outline_is_the_full_color_at_the_edges_of_regions():
+    labels = np.zeros((7, 9), int)
+    labels[1:6, 2:7] = 1
+    labels[3, 4] = 255
+    found = overlay(np.full((7, 9, 3), 200, np.uint8), labels)
+    red, pale, clear = (128, 0, 0), (164, 100, 100), (200, 200, 200)
+    # The square is 5 x 5. Its ring lies beside the background, the next one beside
+    # the void pixel in its middle.
+    assert (found[labels == 1] == red).all()
+    assert (found[labels != 1] == clear).all()
+    labels[3, 4] = 1
+    found = overlay(np.full((7, 9, 3), 200, np.uint8), labels)
+    assert (found[2:5, 3:6] == pale).all()
+    assert (found == red).all(-1).sum() == 16
+
+
+@pytest.mark.parametrize("background", [0, None])
+def test_strips_of_an_overlay_are_those_of_the_whole(background):
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (900, 1000, 3), np.uint8)
+    labels = rng.integers(0, 3, (45, 50)).repeat(20, 0).repeat(20, 1)
+    strips = list(overlay_strips(image.__getitem__, labels, background=background))
+    assert len(strips) > 2
+    whole = np.concatenate(strips)
+    np.testing.assert_array_equal(whole, overlay(image, labels, background=background))
+    # Lines are two pixels wide here, also where strips meet.
+    edge = np.zeros(labels.shape, bool)
+    for shift in (1, 2):
+        for axis in (0, 1):
+            there = np.roll(labels, shift, axis) != labels
+            there[:shift] &= axis == 1
+            there[:, :shift] &= axis == 0
+            edge |= there | np.roll(there, -shift, axis)
+    plain = (whole == colorize(labels)).all(-1)
+    tinted = edge & (labels != background)
+    assert plain[tinted].all()
+
+
+def test_legend_of_an_overlay_lies_below_and_names_what_is_tinted():
+    image = np.full((50, 400, 3), 90, np.uint8)
+    labels = np.zeros((50, 400), int)
+    labels[:, :9], labels[:, 50:60] = 2, 255
+    names = ("background", "cat", "dog")
+    found = overlay(image, labels, palette=PALETTE, legend=names)
+    np.testing.assert_array_equal(found[:50], overlay(image, labels, palette=PALETTE))
+    below = found[50:]
+    assert len(below) > 10 and below.shape[1] == 400
+    for color, there in zip(PALETTE, (False, False, True), strict=True):
+        assert (below == np.uint8(color)).all(-1).any() == there
+    full = legend_below(labels, names, palette=PALETTE, background=None)
+    assert (full == np.uint8(PALETTE[0])).all(-1).any()
+
+
+def test_legend_widens_a_narrow_picture_and_is_left_out_where_nothing_is_tinted():
+    image, labels = np.zeros((8, 5, 3), np.uint8), np.ones((8, 5), int)
+    found = overlay(image, labels, legend=("a", "a long name"))
+    assert found.shape[0] > 8 and found.shape[1] > 50
+    assert (found[:8, 5:] == 255).all()
+    assert overlay(image, 0 * labels, legend=("a", "b")).shape == image.shape
+
+
+def test_names_are_written_inside_the_largest_region_of_each_class():
+    image, labels = np.zeros((100, 300, 3), np.uint8), np.zeros((100, 300), int)
+    labels[20:90, 100:290] = 1
+    labels[2:10, 2:10] = 1  # A smaller region.
+    options = {"alpha": 0.0, "outline": False}
+    found = overlay(image, labels, names=("background", "cat"), **options)
+    rows, columns = np.nonzero((found > 150).all(-1))
+    assert len(rows) > 20
+    assert rows.min() > 20 and rows.max() < 90
+    assert columns.min() > 100 and columns.max() < 290
+
+
+def test_names_of_batches_stay_and_legends_of_batches_are_refused():
+    images, labels = np.zeros((2, 40, 90, 3), np.uint8), np.ones((2, 40, 90), int)
+    names = ("a", "b")
+    found = overlay(images, labels, names=names)
+    np.testing.assert_array_equal(found[1], overlay(images[1], labels[1], names=names))
+    with pytest.raises(ValueError, match="legend: .* pass images one by one"):
+        overlay(images, labels, legend=names)
+
+
+@pytest.mark.parametrize("option", ["names", "legend"])
+def test_class_without_a_name_is_refused(option):
+    labels = np.full((20, 20), 7)
+    with pytest.raises(ValueError, match="class 7, and there are 2 names"):
+        overlay(np.zeros((20, 20, 3), np.uint8), labels, **{option: ("a", "b")})
 
 
 def test_overlay_of_other_size_is_refused():
@@ -159,93 +243,12 @@ def test_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_results_figure_shows_the_colors_of_all_rows(tmp_path):
-    rows = [row("a", 30, 40, 255, 1), row("a_" * 40, 20, 200, 2, 20)]
-    rows.append(row("$x^$", 90, 30, 15, 0))
-    names = ["_background_", "a $price$", *"cdefghijklmnopqrstu"]
-    results_figure(tmp_path / "results.png", rows, names)
-    with Image.open(tmp_path / "results.png") as picture:
-        assert max(picture.size) < 1000
-    colors = colors_in(tmp_path / "results.png")
-    assert colors >= {tuple(map(int, colormap()[i])) for i in (1, 2, 15, 20, 255)}
-    assert [path.name for path in tmp_path.iterdir()] == ["results.png"]
-
-
-def test_results_figure_takes_void_and_classes_without_names(tmp_path):
-    path = tmp_path / "results.png"
-    results_figure(path, [row("a", 8, 8, 255, 3)], [])
-    colors = colors_in(path)
-    assert colors >= {VOID, tuple(map(int, colormap()[3]))}
-
-
-def test_augmented_rows_show_images_and_labels_of_any_channels(tmp_path):
-    many = np.full((30, 20, 5), (200, 10, 20, 999, 999), np.float32)
-    pairs = [("a", many, np.full((30, 20), 1)), row("$x^$" * 40, 20, 90, 255)]
-    augmented_rows(tmp_path / "augmented.png", pairs, ["_a_", "b"])
-    colors = colors_in(tmp_path / "augmented.png")
-    assert colors >= {(200, 10, 20), (0, 0, 0), (128, 0, 0), VOID}
-    augmented_rows(tmp_path / "augmented.png", 4 * pairs, [], palette=PALETTE)
-    assert PALETTE[1] in colors_in(tmp_path / "augmented.png")
-    assert [path.name for path in tmp_path.iterdir()] == ["augmented.png"]
-
-
-@pytest.mark.parametrize(
-    "losses, scores",
-    [([], []), ([2.5], [0.3]), ([5.0, 0.01], []), ([1.0, float("nan")], [0.1, 0.2])],
-)
-def test_learning_curves_draw_whatever_was_logged(losses, scores, tmp_path):
-    records = [{"step": i, "loss": loss} for i, loss in enumerate(losses)]
-    records += [
-        {"step": i, "mean_iu": score, "pixel_accuracy": score}
-        for i, score in enumerate(scores)
-    ]
-    learning_curves(tmp_path / "curves.png", records)
-    with Image.open(tmp_path / "curves.png") as picture:
-        assert picture.size == (1000, 380)
-
-
-def test_learning_curves_take_the_last_entry_of_a_step(tmp_path):
-    once = [{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.0}]
-    learning_curves(tmp_path / "once.png", once)
-    learning_curves(tmp_path / "twice.png", [{"step": 2, "loss": 9.0}, *once])
-    first, second = ((tmp_path / f"{n}.png").read_bytes() for n in ("once", "twice"))
-    assert first == second
-
-
-def test_class_chart_of_one_split_has_the_colors_of_the_classes(tmp_path):
-    shares = {"train": np.array([0.2, 0.8, 0])}
-    class_chart(tmp_path / "classes.png", shares, ["_a_", "$b$", "c" * 99])
-    colors = colors_in(tmp_path / "classes.png")
-    black, red, green = (tuple(map(int, color)) for color in colormap(3))
-    assert colors >= {black, red} and green not in colors  # Class 2 never occurs.
-    assert [path.name for path in tmp_path.iterdir()] == ["classes.png"]
-
-
-def test_class_chart_of_two_splits_has_a_color_for_each(tmp_path):
-    shares = {"train": np.array([0.2, 0.8, 0]), "_val": np.array([0.5, 0.2, 0.3])}
-    class_chart(tmp_path / "classes.png", shares, "abc")
-    assert colors_in(tmp_path / "classes.png") >= {(31, 119, 180), (255, 127, 14)}
-
-
-def test_class_chart_takes_many_classes_and_none_that_occurs(tmp_path):
-    shares = np.random.default_rng(0).random(150) ** 9
-    shares[7] = 0
-    names = [f"class {i}" for i in range(150)]
-    class_chart(tmp_path / "many.png", {"train": shares / shares.sum()}, names)
-    class_chart(tmp_path / "none.png", {"train": np.zeros(3)}, "abc")
-    with Image.open(tmp_path / "many.png") as picture:
-        assert picture.width > 1000 and picture.height > 1000
-
-
-PALETTE = ((10, 20, 30), (200, 0, 0), (0, 0, 250))
-
-
 def test_palette_colours_classes_and_leaves_void(tmp_path):
     labels = np.array([[0, 1], [2, 255]])
     expected = np.uint8([[PALETTE[0], PALETTE[1]], [PALETTE[2], (224, 224, 192)]])
     np.testing.assert_array_equal(colorize(labels, PALETTE), expected)
     image = np.zeros((2, 2, 3), np.uint8)
-    mixed = overlay(image, labels, palette=PALETTE, alpha=1.0)
+    mixed = overlay(image, labels, palette=PALETTE, alpha=1.0, background=None)
     np.testing.assert_array_equal(mixed[labels != 255], expected[labels != 255])
     np.testing.assert_array_equal(mixed[1, 1], 0)
     save_labels(tmp_path / "x.png", labels, PALETTE)
@@ -267,3 +270,20 @@ def test_legend_has_the_colour_of_each_class_in_order():
     assert longer.shape[1] > picture.shape[1]
     voc = legend(("background", "aeroplane"))
     assert (voc == np.uint8((128, 0, 0))).all(axis=-1).any()
+
+
+def test_legend_of_a_width_has_several_classes_in_a_row():
+    names = ("sky", "a road", "pedestrian")
+    high, wide = legend(names, PALETTE), legend(names, PALETTE, width=600)
+    assert wide.shape[1] == 600 and wide.shape[0] < high.shape[0] / 2
+    columns = [
+        np.flatnonzero((wide == np.uint8(color)).all(axis=-1).any(axis=0))
+        for color in PALETTE
+    ]
+    assert columns[0].max() < columns[1].min() and columns[1].max() < columns[2].min()
+    assert legend(names, PALETTE, width=10).shape == high.shape
+
+
+def test_legend_cuts_long_names_and_escapes_what_is_not_printable():
+    assert legend(["x" * 10_000]).shape[1] < 1000
+    assert legend(["a\nb"]).shape[0] == legend(["a"]).shape[0]

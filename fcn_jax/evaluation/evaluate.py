@@ -10,7 +10,12 @@ from tqdm import tqdm
 
 from fcn_jax.data.read_ahead import read_ahead
 from fcn_jax.data.sources import CheckedSource
-from fcn_jax.evaluation.metrics import confusion_matrix, iu_per_class, summarize
+from fcn_jax.evaluation.metrics import (
+    confusion_matrix,
+    iu_per_class,
+    mean_iu,
+    summarize,
+)
 from fcn_jax.inference.predict import predict_many
 from fcn_jax.network import Network, as_network
 from fcn_jax.visualize import as_picture
@@ -36,11 +41,14 @@ class Evaluation:
         confusion: [C, C] int64, ``confusion[true, predicted]`` in pixels.
         class_names: C names.
         examples: some images of the split with their predictions, for pictures.
+        scores: the mean IU of each image alone, in the order of the source, or None
+            where all of its pixels are void.
     """
 
     confusion: np.ndarray
     class_names: tuple[str, ...]
     examples: tuple[Example, ...] = ()
+    scores: tuple[float | None, ...] = ()
 
     @property
     def figures(self) -> dict[str, Any]:
@@ -95,6 +103,7 @@ def evaluate(
     source = CheckedSource(source, num_classes=classes, in_channels=channels)
     keep, waiting, kept = set(_spread(len(source), examples)), {}, {}
     confusion = np.zeros((classes, classes), np.int64)
+    scores: list[float | None] = [None] * len(source)
 
     def images() -> Iterator[tuple[int, np.ndarray]]:
         for i, example in enumerate(read_ahead(source.__getitem__, len(source))):
@@ -106,13 +115,16 @@ def evaluate(
     for i, prediction in bar:
         image, label, name = (waiting[i][key] for key in ("image", "label", "name"))
         del waiting[i]
-        confusion += confusion_matrix(label, prediction, num_classes=classes)
+        counts = confusion_matrix(label, prediction, num_classes=classes)
+        confusion += counts
+        scores[i] = _or_none(mean_iu(counts))
         if save:
             save(name, prediction)
         if i in keep:
             picture = as_picture(image, net.model.mean, net.model.scale, net.shown)
             kept[i] = Example(name, picture, label, prediction)
-    return Evaluation(confusion, net.names, tuple(kept[i] for i in sorted(kept)))
+    shown = tuple(kept[i] for i in sorted(kept))
+    return Evaluation(confusion, net.names, shown, tuple(scores))
 
 
 def _spread(n: int, k: int) -> list[int]:

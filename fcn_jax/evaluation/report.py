@@ -1,15 +1,22 @@
 """The figures of an evaluation as a table, as files, and beside published ones."""
 
 import csv
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fcn_jax.evaluation.evaluate import Evaluation
-from fcn_jax.files import replacing, write_json
-from fcn_jax.network import Palette
-from fcn_jax.visualize import results_figure
+import numpy as np
+from PIL import Image
 
-RESULT_ROWS = 10  # Examples shown in the picture of the results.
+from fcn_jax.charts import confusion_chart
+from fcn_jax.data.sources import CheckedSource
+from fcn_jax.evaluation.evaluate import Evaluation, evaluate
+from fcn_jax.files import replacing, write_json
+from fcn_jax.network import Network
+from fcn_jax.rows import Row, results_figure
+
+_ROWS = 4  # Examples in a picture.
+_LONGEST_SIDE = 600  # Of an example that is kept for a picture, in pixels.
 SCORES = {
     "pixel_accuracy": "pixel accuracy",
     "mean_accuracy": "mean accuracy",
@@ -75,28 +82,106 @@ def write_confusion(path: Path, evaluation: Evaluation) -> None:
 
 
 def write_report(
-    folder: Path, evaluation: Evaluation, *, palette: Palette = (), suffix: str = ""
+    folder: Path, net: Network, source: Any, evaluation: Evaluation, *, suffix: str = ""
 ) -> None:
-    """Write metrics.json and results.png.
+    """Write metrics.json and the pictures of `draw_results`.
 
     Args:
         folder: where to write.
-        evaluation: with the examples to show.
-        palette: one RGB colour for each class, or () for VOC's colours.
+        net: the network that was evaluated.
+        source: the images that it was evaluated on.
+        evaluation: what `evaluate` returned.
         suffix: comes before the dot, to tell several evaluations in one folder apart.
     """
-    # The picture first: metrics.json tells that the report is complete.
-    draw_results(folder, evaluation, palette=palette, suffix=suffix)
+    # The pictures first: metrics.json tells that the report is complete.
+    draw_results(folder, net, source, evaluation, suffix=suffix)
     write_json(folder / f"metrics{suffix}.json", evaluation.figures)
 
 
 def draw_results(
-    folder: Path, evaluation: Evaluation, *, palette: Palette = (), suffix: str = ""
+    folder: Path, net: Network, source: Any, evaluation: Evaluation, *, suffix: str = ""
 ) -> None:
-    """Write results.png as `write_report` does."""
-    results_figure(
-        folder / f"results{suffix}.png",
-        evaluation.examples,
-        evaluation.class_names,
-        palette=palette,
+    """Write results.png, errors.png and confusion.png.
+
+    The first shows images of all qualities, the second the worst ones. Only these are
+    read and predicted again, one by one. Takes what `write_report` does.
+    """
+    names, scores = evaluation.class_names, evaluation.scores
+    chosen = {"results": typical_images(scores), "errors": worst_images(scores)}
+    images = {i for indices in chosen.values() for i in indices}
+    rows = {i: _row(net, source, scores, i) for i in sorted(images)}
+    for name, indices in chosen.items():
+        path = folder / f"{name}{suffix}.png"
+        shown = [rows[i] for i in indices]
+        results_figure(path, shown, names, palette=net.palette)
+    path = folder / f"confusion{suffix}.png"
+    confusion_chart(path, evaluation.confusion, names, palette=net.palette)
+
+
+def typical_images(scores: Sequence[float | None]) -> list[int]:
+    """Choose images of all qualities: at equal steps between the best and the worst.
+
+    Neighbours may be frames of one video, so two images lie more than a sixteenth of
+    the split apart.
+
+    Args:
+        scores: the mean IU of each image, or None where it has no labelled pixel.
+
+    Returns:
+        Four indices, the best image first, or fewer if the split has fewer images.
+    """
+    ranked = _ranked(scores)
+    chosen: list[int] = []
+    for i in range(_ROWS):
+        wanted = (2 * i + 1) * len(ranked) // (2 * _ROWS)
+        near = sorted(range(len(ranked)), key=lambda place: abs(place - wanted))
+        _add_apart(chosen, [ranked[place] for place in near], len(scores))
+    return sorted(chosen, key=ranked.index)
+
+
+def worst_images(scores: Sequence[float | None]) -> list[int]:
+    """Choose the worst images, the very worst first, apart as in `typical_images`."""
+    chosen: list[int] = []
+    for _ in range(_ROWS):
+        _add_apart(chosen, _ranked(scores)[::-1], len(scores))
+    return chosen
+
+
+def _ranked(scores: Sequence[float | None]) -> list[int]:
+    """Return the indices of the images, the best first; without any score, all."""
+    known = [i for i, score in enumerate(scores) if score is not None]
+    order = known or range(len(scores))
+    return sorted(order, key=lambda i: -(scores[i] or 0.0))
+
+
+def _add_apart(chosen: list[int], wanted: Sequence[int], length: int) -> None:
+    """Add the first of the wanted indices that lies apart from all that are chosen."""
+    gap = length // (4 * _ROWS)
+    for i in wanted:
+        if all(abs(i - other) > gap for other in chosen):
+            chosen.append(i)
+            return
+
+
+def _row(net: Network, source: Any, scores: Sequence[float | None], i: int) -> Row:
+    """Return an image of a source with its prediction, made small for a picture."""
+    model = net.model
+    checked = CheckedSource(
+        source, num_classes=model.num_classes, in_channels=model.in_channels
     )
+    (example,) = evaluate(net, [checked[i]], examples=1, progress=False).examples
+    ranked, note = _ranked(scores), "no labelled pixel"
+    if scores[i] is not None:
+        rank = f"rank {ranked.index(i) + 1} of {len(ranked)}"
+        note = f"mean IU {scores[i]:.2f}\n{rank}"
+    maps = [_small(each.astype(np.uint8)) for each in (example[2], example[3])]
+    image = _small(example.image, Image.Resampling.LANCZOS)
+    return Row(example.name, note, image, *maps)
+
+
+def _small(
+    pixels: np.ndarray, kind: Image.Resampling = Image.Resampling.NEAREST
+) -> np.ndarray:
+    picture = Image.fromarray(pixels)
+    picture.thumbnail((_LONGEST_SIDE, _LONGEST_SIDE), kind)
+    return np.asarray(picture)

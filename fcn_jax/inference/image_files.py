@@ -4,6 +4,7 @@ import collections
 import contextlib
 import errno
 import glob
+import itertools
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -16,13 +17,20 @@ from fcn_jax.data.channels import count_pixels, is_picture, read_channels
 from fcn_jax.data.images import SpooledImage, image_suffixes, spooled_image
 from fcn_jax.data.pairs import names_below
 from fcn_jax.data.read_ahead import read_ahead
-from fcn_jax.data.strips import row_strips
 from fcn_jax.files import WriteError, replacing
-from fcn_jax.inference.predict import predict_many
+from fcn_jax.inference.predict import classify_many
 from fcn_jax.inference.probabilities import probabilities as averaged_probabilities
+from fcn_jax.inference.shares import ClassShares
 from fcn_jax.inference.tiles import needs_tiles, predict_tiled
 from fcn_jax.network import Network, as_network
-from fcn_jax.visualize import STRIP, as_picture, overlay, save_image, save_labels
+from fcn_jax.visualize import (
+    as_picture,
+    legend_below,
+    overlay_strips,
+    save_image,
+    save_labels,
+    widened,
+)
 
 # What the system says of a name that a result cannot have. Any other error of writing,
 # such as a full disk, would meet the next result too.
@@ -81,7 +89,8 @@ def predict_files(
     scales: Sequence[float] = (1.0,),
     flip: bool = False,
     probabilities: bool = False,
-) -> tuple[int, list[tuple[Path, str]]]:
+    legend: bool = False,
+) -> tuple[dict[Path, ClassShares], list[tuple[Path, str]]]:
     """Write NAME.png, an index PNG, and NAME_overlay.png for each image NAME.*.
 
     Images above 4 million pixels come last, one by one, and memory holds those of RGB
@@ -99,10 +108,12 @@ def predict_files(
         flip: as for `probabilities`.
         probabilities: whether to write NAME.npz as well, with "probabilities"
             [H, W, C] float16.
+        legend: whether the overlays get a legend of their classes at the bottom.
 
     Returns:
-        How many images were segmented, and (path, error) of each image that was left
-        out, because it could not be read or its results cannot have their names.
+        The shares of the classes in each image that was segmented, and (path, error) of
+        each image that was left out, because it could not be read or its results cannot
+        have their names.
 
     Raises:
         ValueError: before anything is written, if two images would share a result
@@ -133,16 +144,22 @@ def predict_files(
     batched = {path: files[path] for path in files if path not in set(alone)}
     batch_size = min(batch_size, len(batched))
     left_out: list[tuple[Path, str]] = []
+    shares: dict[Path, ClassShares] = {}
     with tqdm(desc="predict", unit="image", total=len(targets)) as bar:
         images = _read(batched, channels, left_out, bar)
-        found = predict_many(net, images, batch_size=batch_size, progress=True)
-        for (path, image), labels in found:
-            left_out += _write(net, path, targets[path], image, labels)
+        found = classify_many(net, images, batch_size=batch_size, progress=True)
+        for (path, image), labels, counted in found:
+            with _leaving_out(path, left_out):
+                _write(net, targets[path], image, labels, legend=legend)
+                shares[path] = counted
             bar.update()
         for path in alone:
-            left_out += _segment(net, path, files[path], targets[path], views, out)
+            with _leaving_out(path, left_out), _opened(files[path], net, out) as image:
+                labels, counted, shown = _classify(net, image, views)
+                _write(net, targets[path], image, labels, shown, legend=legend)
+                shares[path] = counted
             bar.update()
-    return len(targets) - len(left_out), left_out
+    return {path: shares[path] for path in targets if path in shares}, left_out
 
 
 def _images_below(folder: Path, arrays: bool) -> list[Path]:
@@ -219,38 +236,47 @@ def _read(
             yield (path, image), image
 
 
-def _segment(
-    net: Network,
-    path: Path,
-    files: Sequence[Path],
-    targets: Sequence[Path],
-    views: Mapping[str, Any],
-    folder: str | Path,
-) -> list[tuple[Path, str]]:
-    """Segment one image by itself, and return (path, error) if it is left out.
+@contextlib.contextmanager
+def _leaving_out(path: Path, left_out: list[tuple[Path, str]]) -> Iterator[None]:
+    """Note the image instead of raising, unless all others would fail as well."""
+    try:
+        yield
+    except WriteError as error:
+        if error.errno not in _ERRORS_OF_A_NAME:
+            raise
+        left_out.append((path, f"{path}: {error}"))
+    except (ValueError, MemoryError) as error:
+        left_out.append((path, _reason(path, error)))
+
+
+def _opened(
+    files: Sequence[Path], net: Network, folder: str | Path
+) -> contextlib.AbstractContextManager:
+    """Return a context of an image by itself; a large one lies in a temporary file."""
+    channels = net.model.in_channels
+    if is_picture(files, channels):
+        return spooled_image(files[0], folder)
+    return contextlib.nullcontext(read_channels(files, channels=channels))
+
+
+def _classify(
+    net: Network, image: np.ndarray | SpooledImage, views: Mapping[str, Any]
+) -> tuple[np.ndarray, ClassShares, np.ndarray | None]:
+    """Return labels, shares of the classes, and probabilities if they are averaged.
 
     Args:
         net: the network.
-        path: of the image.
-        files: of its channels.
-        targets: as for `_write`.
+        image: [H, W, N].
         views: scales and flip for `probabilities`, or {}.
-        folder: for a temporary file.
     """
-    channels = net.model.in_channels
-    try:
-        if is_picture(files, channels):
-            opened = spooled_image(files[0], folder)
-        else:
-            opened = contextlib.nullcontext(read_channels(files, channels=channels))
-        with opened as image:
-            if views:
-                result = averaged_probabilities(net, image[:], **views)
-            else:
-                result = predict_tiled(net, image, progress=True)
-            return _write(net, path, targets, image, result)
-    except (ValueError, MemoryError) as error:
-        return [(path, _reason(path, error))]
+    shares = ClassShares(net.model.num_classes)
+    if not views:
+        labels = predict_tiled(net, image, shares=shares, progress=True)
+        return labels, shares, None
+    found = averaged_probabilities(net, image[:], **views)
+    labels = found.argmax(-1)
+    shares.add(labels, found.max(-1))
+    return labels, shares, found
 
 
 def _reason(path: Path, error: Exception) -> str:
@@ -306,40 +332,39 @@ def _told_apart(
 
 def _write(
     net: Network,
-    path: Path,
     targets: Sequence[Path],
     image: np.ndarray | SpooledImage,
-    result: np.ndarray,
-) -> list[tuple[Path, str]]:
-    """Write the results of an image, and return (path, error) if a name is refused.
+    labels: np.ndarray,
+    probabilities: np.ndarray | None = None,
+    *,
+    legend: bool,
+) -> None:
+    """Write the results of an image.
 
     Args:
         net: the network.
-        path: of the image.
         targets: of the labels, the overlay, and the probabilities if they are wanted.
         image: [H, W, N].
-        result: labels [H, W], or probabilities [H, W, C].
+        labels: [H, W].
+        probabilities: [H, W, C], if they are wanted.
+        legend: as for `predict_files`.
     """
     label_path, overlay_path, *npz = targets
-    labels = result.argmax(-1) if result.ndim == 3 else result
-    try:
-        save_labels(label_path, labels, net.palette)
-        save_image(overlay_path, labels.shape, _overlay_strips(net, image, labels))
-        for target in npz:
-            _save_probabilities(target, result)
-    except WriteError as error:
-        if error.errno in _ERRORS_OF_A_NAME:
-            return [(path, f"{path}: {error}")]
-        raise
-    return []
+    save_labels(label_path, labels, net.palette)
+    tints = {"palette": net.palette, "background": net.background}
 
+    def picture(rows: slice) -> np.ndarray:
+        return as_picture(image[rows], net.model.mean, net.model.scale, net.shown)
 
-def _overlay_strips(
-    net: Network, image: np.ndarray | SpooledImage, labels: np.ndarray
-) -> Iterator[np.ndarray]:
-    for rows in row_strips(*labels.shape, STRIP):
-        picture = as_picture(image[rows], net.model.mean, net.model.scale, net.shown)
-        yield overlay(picture, labels[rows], palette=net.palette)
+    (height, width), strips = labels.shape, overlay_strips(picture, labels, **tints)
+    if legend:
+        below = legend_below(labels, net.names, **tints)
+        height, width = height + len(below), below.shape[1]
+        parts = itertools.chain(strips, [below] if len(below) else [])
+        strips = (widened(part, width) for part in parts)
+    save_image(overlay_path, (height, width), strips)
+    for target in npz:
+        _save_probabilities(target, probabilities)
 
 
 def _save_probabilities(path: Path, probabilities: np.ndarray) -> None:

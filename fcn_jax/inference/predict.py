@@ -5,7 +5,8 @@ a step, its bucket, and tells the network the true size, so that nothing changes
 number of shapes.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import operator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -14,7 +15,8 @@ import numpy as np
 
 from fcn_jax.data.padding import STEP, bucket, fill_up
 from fcn_jax.inference.inputs import AnyImage, Array, as_batch, as_image, is_traced
-from fcn_jax.inference.programs import labels_of, resized_scores
+from fcn_jax.inference.programs import classes_of, labels_of, resized_scores
+from fcn_jax.inference.shares import ClassShares
 from fcn_jax.inference.tiles import needs_tiles, predict_tiled
 from fcn_jax.models.fcn import FCN
 from fcn_jax.network import Network, as_network
@@ -126,38 +128,69 @@ def predict_many(
             ...
     """
     net = as_network(net)
-    channels = net.model.in_channels
-    pairs = ((key, np.asarray(as_image(image, channels))) for key, image in images)
-    batch_size = batch_size or (1 if jax.default_backend() == "cpu" else 8)
-    return _predict_many(net, pairs, batch_size, progress)
+
+    def tiled(image: np.ndarray) -> np.ndarray:
+        return predict_tiled(net, image, progress=progress).astype(np.int32)
+
+    found = _in_batches(net, images, batch_size, labels_of)
+    return (
+        (key, tiled(image) if labels is None else labels)
+        for key, image, labels in found
+    )
 
 
-def _predict_many(
+def classify_many(
     net: Network,
-    images: Iterable[tuple[Key, np.ndarray]],
+    images: Iterable[tuple[Key, AnyImage]],
+    *,
+    batch_size: int = 0,
+    progress: bool = False,
+) -> Iterator[tuple[Key, np.ndarray, ClassShares]]:
+    """Return an iterator of (key, labels, shares of the classes) of many images.
+
+    Takes what `predict_many` does.
+    """
+    net = as_network(net)
+    for key, image, found in _in_batches(net, images, batch_size, classes_of):
+        shares = ClassShares(net.model.num_classes)
+        if found is None:
+            labels = predict_tiled(net, image, shares=shares, progress=progress)
+        else:
+            labels, confidence = found
+            shares.add(labels, confidence)
+        yield key, labels, shares
+
+
+def _in_batches(
+    net: Network,
+    images: Iterable[tuple[Key, AnyImage]],
     batch_size: int,
-    progress: bool,
-) -> Iterator[tuple[Key, np.ndarray]]:
-    waiting: dict[tuple[int, int], Group] = {}
-    for key, image in images:
+    program: Callable,
+) -> Iterator[tuple[Key, np.ndarray, Any]]:
+    """Yield (key, image, result of a program), or None for an image to be tiled."""
+    channels, waiting = net.model.in_channels, {}
+    batch_size = batch_size or (1 if jax.default_backend() == "cpu" else 8)
+    for key, given in images:
+        image = np.asarray(as_image(given, channels))
         if net.size or needs_tiles(image.shape):
-            labels = predict_tiled(net, image, progress=progress)
-            yield key, labels.astype(np.int32)
+            yield key, image, None
             continue
         shape = bucket(image.shape[:2], STEP)
         group = waiting.setdefault(shape, [])
         group.append((key, image))
+        options = batch_size, program
         if len(group) == batch_size:
-            yield from _predict_batch(net, waiting.pop(shape), shape, batch_size)
+            yield from _run_batch(net, waiting.pop(shape), shape, *options)
         elif sum(map(len, waiting.values())) > _MOST_WAITING * batch_size:
-            yield from _predict_batch(net, *_take_largest(waiting, batch_size))
+            yield from _run_batch(net, *_take_largest(waiting, batch_size), *options)
     while waiting:
-        yield from _predict_batch(net, *_take_largest(waiting, batch_size))
+        group, shape = _take_largest(waiting, batch_size)
+        yield from _run_batch(net, group, shape, batch_size, program)
 
 
 def _take_largest(
     waiting: dict[tuple[int, int], Group], batch_size: int
-) -> tuple[Group, tuple[int, int], int]:
+) -> tuple[Group, tuple[int, int]]:
     """Take the images of the largest bucket, and others that fit into it."""
     shape = max(waiting, key=lambda shape: (shape[0] * shape[1], shape))
     group: Group = []
@@ -168,13 +201,18 @@ def _take_largest(
             waiting[other] = waiting[other][room:]
     for other in [other for other, left in waiting.items() if not left]:
         del waiting[other]
-    return group, shape, batch_size
+    return group, shape
 
 
-def _predict_batch(
-    net: Network, group: Group, shape: tuple[int, int], batch_size: int
-) -> Iterator[tuple[Any, np.ndarray]]:
+def _run_batch(
+    net: Network,
+    group: Group,
+    shape: tuple[int, int],
+    batch_size: int,
+    program: Callable,
+) -> Iterator[tuple[Any, np.ndarray, Any]]:
     batch, size = fill_up([image for _, image in group], shape, batch_size)
-    labels = np.asarray(labels_of(net, batch, size))
-    for (key, image), label in zip(group, labels, strict=False):
-        yield key, label[: image.shape[0], : image.shape[1]]
+    found = jax.tree.map(np.asarray, program(net, batch, size))
+    for i, (key, image) in enumerate(group):
+        inside = i, slice(image.shape[0]), slice(image.shape[1])
+        yield key, image, jax.tree.map(operator.itemgetter(inside), found)

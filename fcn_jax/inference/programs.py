@@ -33,6 +33,29 @@ def labels_of(
     return jnp.argmax(scores_of(net, batch, size), axis=-1).astype(jnp.int32)
 
 
+@jax.jit
+def classes_of(
+    net: Network, batch: jax.Array, size: jax.Array | None = None
+) -> tuple[jax.Array, jax.Array]:
+    """Return the labels of `labels_of` and their confidence, as `surest` does."""
+    return surest(scores_of(net, batch, size))
+
+
+def surest(logits: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Return the best class at each pixel and its probability.
+
+    Args:
+        logits: [..., C].
+
+    Returns:
+        labels: [...] int32.
+        confidence: [...] float32, the softmax of the best score.
+    """
+    best = jnp.max(logits, axis=-1, keepdims=True)
+    confidence = 1 / jnp.exp(logits - best).sum(axis=-1)
+    return jnp.argmax(logits, axis=-1).astype(jnp.int32), confidence
+
+
 def resized_scores(net: Network, batch: jax.Array) -> jax.Array:
     """Return logits of whole images, resized to ``net.size`` and back where it is set.
 

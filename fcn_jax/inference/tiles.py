@@ -22,7 +22,9 @@ goes to resizing, which is done in strips of rows.
 """
 
 import math
+import operator
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -32,8 +34,9 @@ from tqdm import tqdm
 from fcn_jax.data.padding import fill_up
 from fcn_jax.data.strips import row_strips
 from fcn_jax.inference.inputs import as_image
-from fcn_jax.inference.programs import labels_of, scores_of
+from fcn_jax.inference.programs import classes_of, labels_of, scores_of, surest
 from fcn_jax.inference.resize import resize_columns, resize_strip
+from fcn_jax.inference.shares import ClassShares
 from fcn_jax.models.fcn import FCN, SKIPS
 from fcn_jax.models.geometry import CAFFE_PAD, caffe_offsets, crop_offset
 from fcn_jax.models.upsampling import kernel_side, transpose_padding
@@ -52,8 +55,8 @@ _STRIP_VALUES = 2**24  # Floats of a strip of a resized image: 64 MiB.
 Rows = tuple[int, int]
 # Along a side of the image: what a tile sees of it, and what is kept of that.
 Span = tuple[slice, slice]
-# Rows and columns of the image, and the network's result there.
-Part = tuple[slice, slice, np.ndarray]
+# Rows and columns of the image, and the network's result there, one array or several.
+Part = tuple[slice, slice, Any]
 
 
 def needs_tiles(shape: tuple[int, ...], max_pixels: int = MAX_PIXELS) -> bool:
@@ -67,6 +70,7 @@ def predict_tiled(
     *,
     tile: int | tuple[int, int] = MAX_PIXELS,
     out: np.ndarray | None = None,
+    shares: ClassShares | None = None,
     progress: bool = False,
 ) -> np.ndarray:
     """Return the class of every pixel of an image of any size, in bounded memory.
@@ -82,6 +86,7 @@ def predict_tiled(
             equal, and their sides are multiples of 32. Larger tiles compute less twice:
             a quarter to a half of each side goes to `margins` in tiles of 1024 to 2048.
         out: [H, W] of an integer dtype for the labels, such as a np.memmap.
+        shares: counts the pixels of each class, tile by tile, if given.
         progress: whether to show a progress bar, which goes away at the end.
 
     Returns:
@@ -96,15 +101,20 @@ def predict_tiled(
         image = np.load("mosaic.npy", mmap_mode="r")
         labels = predict_tiled(net, image)
     """
-    parts, count = _run(net, image, tile, labels=True)
+    want = "labels" if shares is None else "classes"
+    parts, count = _run(net, image, tile, want)
     classes = net.model.num_classes
     if out is None:
         out = np.empty(image.shape[:2], np.uint8 if classes <= 256 else np.int32)
     _check_out(out, image.shape[:2], classes)
     hide = not progress or bool(net.size and count == 1)
     bar = tqdm(parts, "tiles", count, unit="tile", leave=False, disable=hide)
-    for rows, cols, labels in bar:
-        out[rows, cols] = labels
+    for rows, cols, found in bar:
+        if shares is None:
+            out[rows, cols] = found
+        else:
+            out[rows, cols], confidence = found
+            shares.add(out[rows, cols], confidence)
     return out
 
 
@@ -119,20 +129,26 @@ def logits_tiled(
         Iterator of (rows, columns, logits): slices that cover each pixel of the image
         once, and the [h, w, C] float32 of their pixels.
     """
-    return _run(net, image, tile, labels=False)[0]
+    return _run(net, image, tile, "scores")[0]
 
 
 def _run(
-    net: Network, image: np.ndarray, tile: int | tuple[int, int], *, labels: bool
+    net: Network, image: np.ndarray, tile: int | tuple[int, int], want: str
 ) -> tuple[Iterator[Part], int]:
     """Return the parts of an image, computed as they are taken, and their number."""
     net = as_network(net)
     image = as_image(image, net.model.in_channels)
     net = net.replace(params=jax.device_put(net.params))
+    # From a batch of images to what is wanted, and from scores to it.
+    programs = {
+        "labels": (labels_of, _best),
+        "classes": (classes_of, _surest),
+        "scores": (scores_of, jnp.asarray),
+    }
+    program, finish = programs[want]
     if net.size:
-        return _resized(net, image, tile, _best if labels else jnp.asarray)
+        return _resized(net, image, tile, finish)
     shape, spans = plan_tiles(net.model, image.shape[:2], tile)
-    program = labels_of if labels else scores_of
     return _tiles(program, net, image, shape, spans), len(spans)
 
 
@@ -147,8 +163,9 @@ def _tiles(
         # Padded to one shape, with the true size beside it: else each remainder of a
         # side, in another image, would be a program of its own.
         batch, size = fill_up([image[row[0], col[0]]], shape, 1)
-        found = np.asarray(program(net, batch, size))[0]
-        yield row[1], col[1], found[_within(*row), _within(*col)]
+        found = jax.tree.map(np.asarray, program(net, batch, size))
+        inside = operator.itemgetter((0, _within(*row), _within(*col)))
+        yield row[1], col[1], jax.tree.map(inside, found)
 
 
 def _resized(
@@ -168,7 +185,7 @@ def _resized(
         for rows in strips:
             shape = (rows.stop - rows.start, width)
             found = resize_strip(logits, height, shape, rows.start)
-            yield rows, slice(0, width), np.asarray(finish(found))
+            yield rows, slice(0, width), jax.tree.map(np.asarray, finish(found))
 
     return parts(), len(strips)
 
@@ -198,6 +215,9 @@ def _whole_logits(
 @jax.jit
 def _best(logits: jax.Array) -> jax.Array:
     return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+
+
+_surest = jax.jit(surest)
 
 
 def receptive_field(model: FCN, row: int, *, side: int) -> Rows:

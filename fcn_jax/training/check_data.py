@@ -6,17 +6,19 @@ from typing import Any
 
 import numpy as np
 
+from fcn_jax.charts import class_chart
 from fcn_jax.data.labels import names_of
 from fcn_jax.data.loader import train_batches
 from fcn_jax.data.shorten import shorten
 from fcn_jax.data.survey import BALANCES, Survey, class_weights, survey_table
 from fcn_jax.files import write_json
 from fcn_jax.models.vgg import VGG_MEAN_RGB
+from fcn_jax.rows import augmented_rows
 from fcn_jax.training.augmentation import training_augment
 from fcn_jax.training.config import Config, fields, with_normalization
 from fcn_jax.training.faults import Faults, find_faults, open_splits, survey_splits
 from fcn_jax.training.start import normalization_of
-from fcn_jax.visualize import as_picture, augmented_rows, class_chart
+from fcn_jax.visualize import as_picture
 
 _MAX_LINES = 20  # Printed lines of a kind; data.json has all of them.
 _MAX_OVERLAPS = 10
@@ -64,7 +66,8 @@ def check_data(
         record = {"class_names": names, **vars(faults), "splits": splits}
         write_json(out / "data.json", record)
         shares = {split: survey.shares for split, survey in surveys.items()}
-        class_chart(out / "classes.png", shares, names)
+        palette = config.data.palette
+        class_chart(out / "classes.png", shares, names, palette=palette)
         print(f"\nWritten: {out}/data.json, {out}/classes.png")
     return 1 if faults.problems or faults.overlaps else 0
 

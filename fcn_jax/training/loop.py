@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import optax
 from tqdm import tqdm
 
+from fcn_jax.charts import learning_curves
 from fcn_jax.data.loader import prefetch_to_device, train_batches
 from fcn_jax.data.shapes import ShapesSource
 from fcn_jax.data.sources import CheckedSource
@@ -47,7 +48,6 @@ from fcn_jax.training.resume import assert_new_run, assert_same_run, resume
 from fcn_jax.training.start import random_key, start_or_resume
 from fcn_jax.training.steps import TrainState, make_train_step
 from fcn_jax.training.validation import Validation, restore_best
-from fcn_jax.visualize import learning_curves
 from fcn_jax.weights.download import fetch
 
 _log = logging.getLogger("fcn_jax")
@@ -68,8 +68,8 @@ def train(
         config: the config of the run.
         workdir: directory of the run. It receives ``config.json``, ``checkpoints/``,
             ``log.jsonl``, ``tensorboard/`` and ``curves.png``, and of the network with
-            the best mean IU ``model.safetensors``, ``metrics.json`` and
-            ``results.png``.
+            the best mean IU ``model.safetensors``, ``metrics.json``, ``results.png``,
+            ``errors.png`` and ``confusion.png``.
         train_source: training images to use instead of those of the config: anything
             with ``__len__`` and ``__getitem__(i)`` that gives (image, label), or a dict
             with "image", "label" and perhaps "name". An image is [H, W, 3] uint8 RGB,

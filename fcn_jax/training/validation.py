@@ -11,7 +11,7 @@ from flax.traverse_util import unflatten_dict
 from tqdm import tqdm
 
 from fcn_jax.evaluation.evaluate import Evaluation, evaluate
-from fcn_jax.evaluation.report import RESULT_ROWS, draw_results
+from fcn_jax.evaluation.report import draw_results
 from fcn_jax.files import WriteError, write_json
 from fcn_jax.network import Network
 from fcn_jax.processes import is_main, process_shard, sum_over_processes
@@ -57,7 +57,7 @@ class Validation:
         found = evaluate(
             net,
             process_shard(self.source),
-            examples=RESULT_ROWS,
+            examples=_BOARD_EXAMPLES,
             progress=is_main(),
         )
         confusion = sum_over_processes(found.confusion)
@@ -84,20 +84,20 @@ class Validation:
         scored = "none" if mean_iu is None else f"{mean_iu:.4f}"
         tqdm.write(f"step {step}: validation mean IU {scored}")
         self.log.scalars(step, found.figures, prefix="eval")
-        for name, image, *labels in found.examples[:_BOARD_EXAMPLES]:
+        for name, image, *labels in found.examples:
             colors = [colorize(each, net.palette) for each in labels]
             row = np.concatenate([image, *colors], axis=1)
             self.log.image(step, f"eval/{name}", row)
 
     def _keep(self, net: Network, found: Evaluation) -> None:
-        """Write the network, its figures and its picture.
+        """Write the network, its figures and its pictures.
 
         The next checkpoint tells of it. If the run is killed before that, it comes to
         the same step again and writes the same files.
         """
         save_best(self.workdir, net, self.best)
         try:
-            draw_results(self.workdir, found, palette=net.palette)
+            draw_results(self.workdir, net, process_shard(self.source), found)
         except WriteError as error:
             if not self._warned:
                 _log.warning("%s; the run goes on without pictures", error)

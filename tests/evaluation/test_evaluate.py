@@ -76,6 +76,20 @@ def test_figures_follow_from_the_confusion_by_name(net):
     assert figures["pixel_accuracy"] == pytest.approx(right.sum() / true.sum())
 
 
+def test_scores_are_the_mean_iu_of_each_image_alone(net, alone):
+    scores = evaluate(net, Source(), progress=False).scores
+    for example, prediction, score in zip(Source(), alone, scores, strict=True):
+        valid = example["label"] != 255
+        true, said = example["label"][valid], np.asarray(prediction)[valid]
+        iu = [
+            ((true == i) & (said == i)).sum() / ((true == i) | (said == i)).sum()
+            for i in set(true) | set(said)
+        ]
+        assert score == (pytest.approx(np.mean(iu)) if valid.any() else None)
+    void = [(IMAGE, np.full(LABEL.shape, 255))]
+    assert evaluate(net, void, progress=False).scores == (None,)
+
+
 def test_pairs_and_dicts_without_a_name_are_examples_too(net):
     expected = evaluate(net, Source(), progress=False)
     pairs = [(example["image"], example["label"]) for example in Source()]

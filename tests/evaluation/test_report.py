@@ -2,12 +2,18 @@ import csv
 import json
 
 import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
-from fcn_jax.evaluation.evaluate import Evaluation, Example
+from fcn_jax.evaluation.evaluate import Evaluation, evaluate
 from fcn_jax.evaluation.report import (
     beside_published,
+    draw_results,
     table,
+    typical_images,
+    worst_images,
     write_confusion,
     write_report,
 )
@@ -39,16 +45,59 @@ def test_confusion_is_a_table_of_names(tmp_path):
     ]
 
 
-def test_report_holds_the_figures_and_the_picture(tmp_path):
-    image, label = np.zeros((8, 9, 3), np.uint8), np.zeros((8, 9), np.int32)
-    example = Example("one", image, label, label)
-    evaluation = Evaluation(EVALUATION.confusion, ("a", "b", "c"), (example,))
-    write_report(tmp_path, evaluation, suffix="_val")
+def test_report_holds_the_figures_and_the_pictures(reference, tmp_path):
+    net = reference.network("fcn32s")
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (6, 20, 30, 3), np.uint8)
+    labels = rng.integers(0, 4, (6, 20, 30))
+    labels[2] = 255  # An image without any labelled pixel.
+    source = list(zip(images, labels, strict=True))
+    found = evaluate(net, source, progress=False)
+    write_report(tmp_path, net, source, found, suffix="_val")
     written = json.loads((tmp_path / "metrics_val.json").read_text())
-    assert written == EVALUATION.figures
-    assert written["iu"] == {"a": 0.75, "b": 0.8, "c": None}
-    with Image.open(tmp_path / "results_val.png") as picture:
-        picture.load()
+    assert written == found.figures
+    assert written["iu"].keys() == {f"class {i}" for i in range(4)}
+    for name in ("results", "errors", "confusion"):
+        with Image.open(tmp_path / f"{name}_val.png") as picture:
+            assert picture.width > picture.height
+
+
+def test_pictures_of_images_without_labels_are_drawn_too(reference, tmp_path):
+    net = reference.network("fcn32s")
+    source = [(np.zeros((8, 9, 3), np.uint8), np.full((8, 9), 255))]
+    found = evaluate(net, source, progress=False)
+    draw_results(tmp_path, net, source, found)
+    names = ["confusion.png", "errors.png", "results.png"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
+
+
+def test_examples_are_of_all_qualities_the_best_first():
+    scores = [i / 100 for i in range(100)]
+    assert typical_images(scores) == [87, 62, 37, 12]
+    assert typical_images([0.1, 0.9, 0.5]) == [1, 2, 0]
+    assert worst_images([0.1, None, 0.9, 0.5]) == [0, 3, 2]
+    assert typical_images([None, None]) == [0, 1]
+    assert typical_images([]) == worst_images([]) == []
+
+
+@pytest.mark.parametrize("choose", [typical_images, worst_images])
+@given(st.lists(st.none() | st.floats(0, 1), min_size=16, max_size=200))
+def test_examples_lie_apart_in_the_split(choose, scores):
+    chosen = sorted(choose(scores))
+    assert len(chosen) == len(set(chosen)) <= 4
+    gaps = np.diff(chosen)
+    assert (gaps > len(scores) // 16).all()
+    if None not in scores:
+        assert len(chosen) == 4
+
+
+def test_worst_frames_of_a_video_are_not_all_shown():
+    scores = [0.9] * 100
+    scores[10:20] = np.linspace(0.1, 0.2, 10)  # A bad scene.
+    scores[60] = 0.5
+    first, second, *_ = worst_images(scores)
+    assert first == 10 and second == 17  # The first that is 7 frames away.
+    assert 60 in worst_images(scores)
 
 
 def test_published_figures_stand_beside_those_of_a_released_network():

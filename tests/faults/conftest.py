@@ -29,6 +29,7 @@ def quick_commands():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Parallel, "step", kept_step)
         patch.setattr(report, "results_figure", draw)
+        patch.setattr(report, "confusion_chart", draw)
         patch.setattr(loop, "learning_curves", draw)
         yield
 

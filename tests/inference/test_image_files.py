@@ -13,6 +13,7 @@ from fcn_jax.data.images import read_image, read_label
 from fcn_jax.inference import image_files
 from fcn_jax.inference.image_files import find_images, predict_files
 from fcn_jax.inference.predict import apply, predict
+from fcn_jax.inference.probabilities import probabilities
 from fcn_jax.network import Network
 from fcn_jax.visualize import colormap, overlay
 
@@ -33,7 +34,8 @@ def save(path, image):
 def test_predict_files_writes_labels_and_overlays(net, tmp_path):
     paths = [save(tmp_path / "a.png", picture()), save(tmp_path / "b.bmp", picture())]
     out = tmp_path / "new" / "out"
-    assert predict_files(net, [*paths, paths[0]], out) == (2, [])
+    found, left_out = predict_files(net, [*paths, paths[0]], out)
+    assert list(found) == paths and not left_out
     names = ["a.png", "a_overlay.png", "b.png", "b_overlay.png"]
     assert sorted(path.name for path in out.iterdir()) == names
     labels = np.asarray(predict(net, picture()))
@@ -54,6 +56,48 @@ def test_palette_of_the_network_colours_the_results(net, tmp_path):
     )
 
 
+def test_network_with_a_class_for_the_background_leaves_it_clear(net, tmp_path):
+    path = save(tmp_path / "a.png", picture())
+    labels = predict(net, picture())
+    for names, background in ((("Sky", *"abcd"), None), (("Background", *"abcd"), 0)):
+        predict_files(net.replace(class_names=names), [path], tmp_path / "out")
+        expected = overlay(picture(), labels, background=background)
+        found = read_image(tmp_path / "out" / "a_overlay.png")
+        np.testing.assert_array_equal(found, expected)
+
+
+def test_legend_of_the_overlay_is_that_of_its_classes(net, tmp_path, monkeypatch):
+    path, names = save(tmp_path / "a.png", picture()), ("sky", *"abcd")
+    named = net.replace(class_names=names)
+    labels = predict(net, picture())
+    expected = overlay(picture(), labels, background=None, legend=names)
+    for folder in ("small", "large"):
+        predict_files(named, [path], tmp_path / folder, legend=True)
+        found = read_image(tmp_path / folder / "a_overlay.png")
+        np.testing.assert_array_equal(found, expected)
+        assert found.shape[0] > SIZE[0]
+        monkeypatch.setattr(image_files, "needs_tiles", lambda shape: True)
+
+
+def test_shares_are_those_of_the_labels_and_probabilities(net, tmp_path):
+    paths = [save(tmp_path / f"{i}.png", picture(seed=i)) for i in range(3)]
+    found, _ = predict_files(net, paths, tmp_path / "out")
+    twice = {"scales": (1.0, 0.5), "flip": True}
+    averaged, _ = predict_files(net, paths, tmp_path / "averaged", **twice)
+    assert list(found) == list(averaged) == paths
+    for i, path in enumerate(paths):
+        options = (found[path], {}), (averaged[path], twice)
+        for shares, views in options:
+            each = np.asarray(probabilities(net, picture(seed=i), **views))
+            labels, best = each.argmax(-1), each.max(-1)
+            pixels = np.bincount(labels.ravel(), minlength=5)
+            np.testing.assert_array_equal(shares.pixels, pixels)
+            np.testing.assert_allclose(shares.shares, pixels / labels.size)
+            for c in range(5):
+                mean = best[labels == c].mean() if pixels[c] else np.nan
+                np.testing.assert_allclose(shares.mean_confidence[c], mean, rtol=1e-4)
+
+
 def test_more_classes_than_a_png_holds_are_refused_at_once(net, tmp_path):
     model = net.model.clone(num_classes=257)
     with pytest.raises(ValueError, match="257 classes do not fit"):
@@ -65,8 +109,8 @@ def test_folder_keeps_its_structure(net, tmp_path):
     save(tmp_path / "in" / "deep" / "er" / "a.jpg", picture(40, 17))
     save(tmp_path / "in" / ".hidden.png", picture())
     (tmp_path / "in" / "notes.txt").write_text("no image")
-    done = predict_files(net, [tmp_path / "in"], tmp_path / "out")
-    assert done == (2, [])
+    found, left_out = predict_files(net, [tmp_path / "in"], tmp_path / "out")
+    assert len(found) == 2 and not left_out
     written = {
         p.relative_to(tmp_path / "out").as_posix()
         for p in tmp_path.glob("out/**/*.png")
@@ -121,7 +165,9 @@ def test_unreadable_files_are_left_out_and_listed(net, tmp_path):
         net.replace(size=SIZE), [bad, good], tmp_path / "out"
     )
     assert (
-        written == 1 and path == bad and "bad.jpg: cannot be read as an image" in error
+        list(written) == [good]
+        and path == bad
+        and "bad.jpg: cannot be read as an image" in error
     )
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         "good.png",
@@ -135,7 +181,7 @@ def test_folder_of_odd_files_is_segmented_as_far_as_it_can_be_read(
     folder, expected = odd_images
     written, left_out = predict_files(net, [folder], tmp_path / "out")
     sizes = {name: size for name, size in expected.items() if isinstance(size, tuple)}
-    assert written == len(sizes)
+    assert len(written) == len(sizes)
     faults = {path.name: error for path, error in left_out}
     assert faults.keys() == expected.keys() - sizes.keys()
     for name, error in faults.items():
@@ -150,7 +196,7 @@ def test_results_are_refused_by_name_or_end_the_work(net, tmp_path, monkeypatch)
     long, good = (save(tmp_path / f"{n}.png", picture()) for n in ("n" * 248, "good"))
     out = tmp_path / "out"
     written, [(path, error)] = predict_files(net, [long, good], out)
-    assert written == 1 and path == long
+    assert list(written) == [good] and path == long
     assert f"cannot write {out / 'n'}" in error and ": File name too long" in error
 
     def fail(*_):
@@ -173,7 +219,7 @@ def test_any_error_of_reading_leaves_the_image_out(net, tmp_path, monkeypatch, e
 
     monkeypatch.setattr(image_files, "read_channels", read)
     written, [(path, reason)] = predict_files(net, paths, tmp_path / "out")
-    assert written == 1 and path == paths[0]
+    assert list(written) == paths[1:] and path == paths[0]
     assert reason.startswith(f"{path}: ") and len(reason) > len(f"{path}: ")
 
 
@@ -187,7 +233,11 @@ def test_large_image_gives_the_results_of_a_small_one(net, tmp_path, monkeypatch
     paths = [tmp_path / "a.png", tmp_path / "cut.png"]
     small, [(_, error)] = predict_files(net, paths, tmp_path / "small")
     monkeypatch.setattr(image_files, "needs_tiles", lambda shape: True)
-    assert predict_files(net, paths, tmp_path / "large") == (1, [(paths[1], error)])
+    large, left_out = predict_files(net, paths, tmp_path / "large")
+    assert list(large) == paths[:1] and left_out == [(paths[1], error)]
+    for field in ("pixels", "mean_confidence"):
+        values = (getattr(found[paths[0]], field) for found in (large, small))
+        np.testing.assert_allclose(*values, rtol=1e-4)
     for name in ("a.png", "a_overlay.png"):
         large, small = (tmp_path / folder / name for folder in ("large", "small"))
         np.testing.assert_array_equal(read_image(large), read_image(small))
@@ -197,7 +247,7 @@ def test_large_image_gives_the_results_of_a_small_one(net, tmp_path, monkeypatch
 def test_large_image_takes_little_memory(net, tmp_path, monkeypatch):
     Image.new("RGB", (2400, 2000), (90, 80, 70)).save(tmp_path / "a.png")
 
-    def predict(net, image, progress):
+    def predict(net, image, shares, progress):
         return np.zeros(image.shape[:2], np.uint8)
 
     monkeypatch.setattr(image_files, "predict_tiled", predict)
@@ -235,7 +285,8 @@ def test_large_image_shows_the_progress_of_its_tiles(
 def test_images_that_would_share_a_result_keep_their_suffix(net, tmp_path, names):
     paths = [save(tmp_path / name, picture()) for name in names]
     alone = save(tmp_path / "c.png", picture())
-    assert predict_files(net, [*paths, alone], tmp_path / "out") == (3, [])
+    written, left_out = predict_files(net, [*paths, alone], tmp_path / "out")
+    assert list(written) == [*paths, alone] and not left_out
     stems = [path.name for path in paths] + ["c"]
     expected = [f"{stem}{end}" for stem in stems for end in (".png", "_overlay.png")]
     found = [path.name for path in (tmp_path / "out").iterdir()]

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from fcn_jax.inference import tiles
 from fcn_jax.inference.predict import apply, predict
+from fcn_jax.inference.shares import ClassShares
 from fcn_jax.inference.tiles import (
     logits_tiled,
     margins,
@@ -143,6 +144,22 @@ def test_labels_are_those_of_the_best_logits(small):
     labels = predict_tiled(small, image, tile=(608, 608))
     assert labels.shape == (33, 850) and labels.dtype == np.uint8
     np.testing.assert_array_equal(labels, logits.argmax(-1))
+
+
+@pytest.mark.parametrize("size", [(), (40, 30)])
+def test_shares_are_counted_once_for_each_pixel_of_all_tiles(small, monkeypatch, size):
+    net, image = small.replace(size=size), picture(33, 850)
+    monkeypatch.setattr(tiles, "_STRIP_VALUES", 10 * 850 * 4)
+    shares = ClassShares(4)
+    labels = predict_tiled(net, image, tile=(608, 608), shares=shares)
+    logits, _ = stitched(net, image, (608, 608))
+    np.testing.assert_array_equal(labels, logits.argmax(-1))
+    pixels = np.bincount(labels.ravel(), minlength=4)
+    np.testing.assert_array_equal(shares.pixels, pixels)
+    confidence = np.asarray(jax.nn.softmax(logits)).max(-1)
+    sums = np.bincount(labels.ravel(), confidence.ravel(), 4)
+    found = np.nan_to_num(shares.mean_confidence) * pixels
+    np.testing.assert_allclose(found, sums, rtol=1e-4)
 
 
 def test_an_image_of_one_tile_gives_the_labels_of_predict(small):

@@ -5,10 +5,10 @@ import pytest
 from PIL import Image
 
 from fcn_jax.data.loader import train_batches
+from fcn_jax.rows import augmented_rows
 from fcn_jax.training.augmentation import training_augment
 from fcn_jax.training.check_data import check_data
 from fcn_jax.training.config import Config, Data, make_source
-from fcn_jax.visualize import augmented_rows
 
 SIZE = (4, 5)
 

@@ -48,7 +48,8 @@ def kill(*_, **__):
 
 def test_run_directory_holds_network_figures_and_pictures(whole_run, records):
     workdir, figures = whole_run
-    for name in ("results.png", "curves.png", "config.json", "model.safetensors"):
+    pictures = ("results.png", "errors.png", "confusion.png", "curves.png")
+    for name in (*pictures, "config.json", "model.safetensors"):
         assert (workdir / name).stat().st_size > 0
     assert any((workdir / "tensorboard").iterdir())
     assert json.loads((workdir / "metrics.json").read_text()) == figures

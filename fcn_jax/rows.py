@@ -13,7 +13,8 @@ from fcn_jax.visualize import Palette, colorize, legend, load_font, shortened
 
 _TITLES = ("image", "ground truth", "prediction", "errors in orange")
 _ERROR = (213, 94, 0)  # Stands out from grey for any kind of colour vision.
-_MARGIN, _GAP, _LETTERS, _NOTE_WIDTH = 20, 10, 16, 190  # Pixels.
+_MARGIN, _GAP, _NOTE_WIDTH = 20, 10, 190  # Pixels.
+_LETTERS, _LINE = 16, 24  # Height of letters, and of a line of them.
 _CELL = 290, 205  # Width and height of a picture in results_figure at most.
 _PAIR_CELL, _PAIRS = (210, 240), 3  # Likewise in augmented_rows; pairs in a row.
 _MOST_CLASSES = 25  # More are in a legend only if they occur.
@@ -115,15 +116,15 @@ def augmented_rows(
         right = _fitted(colorize(label, palette), _PAIR_CELL, smooth=False)
         drawn.append((name, left, right))
     width = max(2 * left.width for _, left, _ in drawn) + 3 * _GAP
-    height = max(left.height for _, left, _ in drawn) + 2 * _LETTERS + _GAP
+    height = max(left.height for _, left, _ in drawn) + _LINE + _GAP
     columns = min(_PAIRS, len(drawn))
     lines = -(-len(drawn) // columns)
     sheet = _Sheet(_MARGIN + columns * width, _MARGIN + lines * height)
     for i, (name, left, right) in enumerate(drawn):
         x, y = _MARGIN + i % columns * width, _MARGIN + i // columns * height
         sheet.write((x, y), _cut(name, width - 2 * _GAP))
-        sheet.picture.paste(left, (x, y + 2 * _LETTERS))
-        sheet.picture.paste(right, (x + left.width + _GAP, y + 2 * _LETTERS))
+        sheet.picture.paste(left, (x, y + _LINE))
+        sheet.picture.paste(right, (x + left.width + _GAP, y + _LINE))
     maps = [label for _, _, label in pairs]
     sheet.save(path, *_legend_entries(maps, class_names, palette))
 

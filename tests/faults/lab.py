@@ -398,7 +398,7 @@ def draw_data(root: Path):
 
 def counts(path: Path) -> bool:
     """Tell whether a file must be the same after any fault."""
-    drawn = path.name.startswith(("results_", "results.", "curves."))
+    drawn = re.match(r"(results|errors|confusion|curves)[_.].*png", path.name)
     return not (drawn or path.name.startswith(".") or "tensorboard" in path.parts)
 
 

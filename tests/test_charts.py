@@ -87,7 +87,7 @@ def test_learning_curves_mark_the_best_step_and_shade_the_iu(tmp_path):
     assert BEST not in colors_in(path)
 
 
-@pytest.mark.parametrize("count", [1, 5, 25, 26, 61, 150])
+@pytest.mark.parametrize("count", [1, 25, 26, 61])
 def test_confusion_chart_takes_any_number_of_classes(tmp_path, count):
     confusion = np.diag(np.arange(count))  # Class 0 never occurs.
     names = [f"_${i}^" * 9 for i in range(count)]

@@ -25,7 +25,7 @@ from fcn_jax.evaluation.report import (
     write_report,
 )
 from fcn_jax.files import enable_compilation_cache
-from fcn_jax.inference.export import OUTPUTS, export
+from fcn_jax.inference.export import OUTPUTS, check_export_path, export
 from fcn_jax.inference.image_files import predict_files
 from fcn_jax.inference.shares import in_words, write_shares_csv, write_shares_json
 from fcn_jax.network import Network, Palette
@@ -193,8 +193,10 @@ def _add_network_commands(add_command: Callable) -> None:
     add("--csv", type=Path, metavar="FILE.csv", help=table)
     add("--json", type=Path, metavar="FILE.json", help="the same as JSON")
 
-    add = add_command("export", _export, "write a file for JAX alone", network=True)
-    add("--out", type=Path, required=True, metavar="FILE.npz")
+    about = "write a file that runs without fcn_jax"
+    add = add_command("export", _export, about, network=True)
+    formats = ".npz or .jax for JAX, .onnx for onnxruntime and others"
+    add("--out", type=Path, required=True, metavar="FILE", help=formats)
     add("--output", choices=OUTPUTS, default="labels", help="default: labels")
 
     about = "describe a weight file, or verify all files of a run"
@@ -370,11 +372,10 @@ def _check_data(args: argparse.Namespace) -> int:
 
 
 def _export(args: argparse.Namespace) -> int:
-    if args.out.suffix != ".npz":  # Such as the network of the run.
-        raise ValueError(f"{args.out}: name what is written .npz")
+    check_export_path(args.out)
     net, _ = _network(args)
-    export(args.out, net, output=args.output)
-    print(f"Written: {args.out}, checked against the network at three sizes")
+    sizes = export(args.out, net, output=args.output)
+    print(f"Written: {args.out}, checked against the network at {sizes} sizes of image")
     return 0
 
 

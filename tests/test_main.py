@@ -247,7 +247,7 @@ def test_nothing_is_written_over_what_it_is_made_from(make_run, capsys):
     network = run / "model.safetensors"
     before = network.read_bytes()
     for arguments, problem in (
-        (["export", "--run", run, "--out", network], "name what is written .npz"),
+        (["export", "--run", run, "--out", network], "name what is written .npz or"),
         (["convert", network, network], "is the source: name another file"),
     ):
         assert main([str(argument) for argument in arguments]) == 1
@@ -423,7 +423,7 @@ def test_export_writes_what_gives_the_labels_of_the_network(
 ):
     path = tmp_path / "net.npz"
     assert main(["export", "--weights", weights, "--out", str(path)]) == 0
-    assert "checked against the network at three sizes" in capsys.readouterr().out
+    assert "checked against the network at 3 sizes of image" in capsys.readouterr().out
     image = picture(1, SIZES[0])
     expected = fcn_jax.predict(net, image)
     np.testing.assert_array_equal(fcn_jax.load_exported(path)(image), expected)

@@ -1,15 +1,18 @@
 """A network and its weights as one file, which runs without the code that made it.
 
-The file is a NumPy ``.npz``, whatever its name: "program", what `jax.export`
-serialises, its batch, height and width left open; the parameters it takes, float32,
-under their paths such as "body/conv1_1/kernel"; and "metadata", JSON. As constants of
-the program, the weights of a full network would be copied into what JAX compiles for
-each new size of image.
+The file for JAX is a NumPy ``.npz``, also under the ending ``.jax``: "program", what
+`jax.export` serialises, its batch, height and width left open; the parameters it takes,
+float32, under their paths such as "body/conv1_1/kernel"; and "metadata", JSON. As
+constants of the program, the weights of a full network would be copied into what JAX
+compiles for each new size of image.
+
+An ``.onnx`` file holds the graph of `fcn_jax.inference.onnx_graph`, for other runtimes.
 """
 
 import contextlib
 import dataclasses
 import json
+import logging
 import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -23,21 +26,27 @@ from jax import export as jax_export
 
 from fcn_jax.files import replacing
 from fcn_jax.inference.inputs import AnyImage, as_batch
+from fcn_jax.inference.onnx_graph import onnx_model
 from fcn_jax.inference.predict import apply
 from fcn_jax.inference.programs import resized_scores
 from fcn_jax.models.fcn import FCN
 from fcn_jax.models.geometry import body_extents
 from fcn_jax.models.vgg import PIXEL_SIZE
 from fcn_jax.network import Network, Palette
+from fcn_jax.visualize import colormap
 from fcn_jax.weights.load import arrays_of
 
+SUFFIXES = (".npz", ".jax", ".onnx")
 OUTPUTS = ("labels", "logits")
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 
+_log = logging.getLogger("fcn_jax")
 _FORMAT = "fcn_jax export"
 _VERSION = 1
-# Batch, height and width of the images that an artefact is checked with.
-_CHECKS = ((1, 1, 1), (1, 37, 50), (2, 64, 64))
+# Batch, height and width of the images that a file is checked with. JAX compiles each
+# of them twice to check its own file, so that is checked with the first three.
+_CHECKS = ((1, 1, 1), (1, 37, 50), (2, 64, 64), (1, 129, 31), (1, 96, 97))
+_JAX_CHECKS = 3
 _TOLERANCE = 1e-4  # of the largest logit
 
 
@@ -87,68 +96,74 @@ class ExportedNetwork:
         return result[0] if single else result
 
 
+def check_export_path(path: str | Path) -> None:
+    """Raise ValueError unless the ending of a path tells a format of `export`."""
+    if Path(path).suffix not in SUFFIXES:  # Such as the network of the run.
+        raise ValueError(
+            f"{path}: name what is written .npz or .jax, for JAX, or .onnx, for "
+            "onnxruntime and others"
+        )
+
+
 def export(
     path: str | Path,
     net: Network,
     *,
     output: str = "labels",
     platforms: Sequence[str] = ("cpu", "cuda"),
-) -> None:
-    """Write a network as a file that JAX runs without this package.
+) -> int:
+    """Write a network as a file that runs without this package.
 
+    The ending of the path tells the format: ``.npz`` or ``.jax`` for JAX, ``.onnx`` for
+    onnxruntime, OpenVINO and others, which needs the extra ``onnx`` of this package.
     The file takes images of any batch, height and width: uint8 RGB, or float32 for a
     network of more channels. It does all that `fcn_jax.predict` does, resizing to
-    ``net.size`` and back included. It is read again and compared with the network at
-    three sizes of image, before it appears under its name. Missing parent directories
-    are made.
+    ``net.size`` and back included. Before it appears under its name, it is run and
+    compared with the network: by JAX at three sizes of image; by onnxruntime, if that
+    is installed, at five. Missing parent directories are made.
 
     Args:
         path: the file to write.
         net: the network. The ``dtype`` of its model is not kept: the file computes in
             float32. Arrays that the network does not use are left out.
         output: "labels", the class of every pixel, or "logits".
-        platforms: that the file is to run on: "cpu", "cuda", "rocm", "tpu". The
+        platforms: that a file for JAX is to run on: "cpu", "cuda", "rocm", "tpu". The
             comparison runs on the first that this machine has.
 
+    Returns:
+        At how many sizes of image the file was compared with the network.
+
     Raises:
-        ValueError: if ``net`` is not a `Network` or its parameters do not fit its
-            model, if ``output`` or ``platforms`` are unknown, if this machine has none
-            of ``platforms``, or if the file does not compute what the network does.
+        ValueError: if ``path`` has another ending, if ``net`` is not a `Network` or its
+            parameters do not fit its model, if ``output`` or ``platforms`` are unknown,
+            if this machine has none of ``platforms``, if onnx is not installed, or if
+            the file does not compute what the network does.
     """
+    check_export_path(path)
     if output not in OUTPUTS:
         raise ValueError(f"output = {output!r} is not one of {', '.join(OUTPUTS)}")
     if not set(platforms) <= set(PLATFORMS):
         raise ValueError(
             f"platforms = {tuple(platforms)} are not all of {', '.join(PLATFORMS)}"
         )
-    arrays, device = arrays_of(net), _device(platforms)
+    arrays = arrays_of(net)
     net = net.replace(
         params=unflatten_dict(arrays, sep="/"), model=net.model.clone(dtype=jnp.float32)
     )
     metadata = {
-        "format": _FORMAT,
-        "version": _VERSION,
         "output": output,
         "class_names": net.class_names,
         "palette": net.palette,
         "in_channels": net.model.in_channels,
         "channels": net.channels,
-        "jax": jax.__version__,
     }
-    program = _program(net, arrays, output, platforms)
-    content = {
-        "metadata": np.array(json.dumps(metadata)),
-        "program": np.frombuffer(program, np.uint8),
-    }
-    with replacing(path) as unfinished:
-        with open(unfinished, "wb") as file:  # np.savez would add an ending to a name
-            np.savez(file, **content, **arrays)
-        with jax.default_device(device):
-            _compare(load_exported(unfinished), net)
+    if Path(path).suffix == ".onnx":
+        return _export_onnx(path, net, arrays, metadata)
+    return _export_jax(path, net, arrays, metadata, platforms)
 
 
 def load_exported(path: str | Path) -> ExportedNetwork:
-    """Read a file of `export`.
+    """Read a file for JAX that `export` wrote.
 
     The file holds a program: load only what you trust. A pickle is never run.
 
@@ -167,6 +182,10 @@ def load_exported(path: str | Path) -> ExportedNetwork:
 
         labels = fcn_jax.load_exported("fcn.npz")("cat.jpg")
     """
+    if Path(path).suffix == ".onnx":
+        raise ValueError(
+            f"{path} is not for JAX: run it in onnxruntime, or export .npz"
+        )
     with open(path, "rb") as file:
         try:
             metadata, program, arrays = _read(file)
@@ -184,6 +203,67 @@ def load_exported(path: str | Path) -> ExportedNetwork:
     weights, call = jax.device_put(arrays), jax.jit(program.call)
     described = output, names, palette, in_channels, channels
     return ExportedNetwork(*described, lambda batch: call(weights, batch))
+
+
+def _export_jax(
+    path: str | Path,
+    net: Network,
+    arrays: dict[str, np.ndarray],
+    metadata: dict[str, Any],
+    platforms: Sequence[str],
+) -> int:
+    """Write the file for JAX; return at how many sizes it was compared."""
+    device, output = _device(platforms), metadata["output"]
+    about = {"format": _FORMAT, "version": _VERSION, **metadata, "jax": jax.__version__}
+    content = {
+        "metadata": np.array(json.dumps(about)),
+        "program": np.frombuffer(_program(net, arrays, output, platforms), np.uint8),
+    }
+    with replacing(path) as unfinished:
+        with open(unfinished, "wb") as file:  # np.savez would add an ending to a name
+            np.savez(file, **content, **arrays)
+        with jax.default_device(device):
+            run = load_exported(unfinished)
+            return _compare(run, net, output, _CHECKS[:_JAX_CHECKS])
+
+
+def _export_onnx(
+    path: str | Path,
+    net: Network,
+    arrays: dict[str, np.ndarray],
+    metadata: dict[str, Any],
+) -> int:
+    """Write the file for other runtimes; return at how many sizes it was compared."""
+    output, dtype = metadata["output"], _dtype(net.model.in_channels)
+    # Programs that draw labels need colours, and do not know those of PASCAL VOC.
+    palette = net.palette or colormap(net.model.num_classes).tolist()
+    texts = {k: json.dumps(v) for k, v in (metadata | {"palette": palette}).items()}
+    content = onnx_model(net, arrays, output, dtype, texts).SerializeToString()
+    compared = _compare_onnx(content, net, output)
+    with replacing(path) as unfinished:
+        unfinished.write_bytes(content)
+    return compared
+
+
+def _compare_onnx(content: bytes, net: Network, output: str) -> int:
+    """Compare a model with the network as `_compare` does, if there is onnxruntime."""
+    try:
+        import onnxruntime
+    except ImportError as error:
+        _log.warning(
+            "the .onnx file is not compared with the network: %s; pip install "
+            "onnxruntime",
+            error,
+        )
+        return 0
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+
+    def run(image: np.ndarray) -> np.ndarray:
+        return session.run(None, {"image": image})[0]
+
+    # By default, the products of an accelerator are less exact than those of a CPU.
+    with jax.default_matmul_precision("highest"):
+        return _compare(run, net, output, _CHECKS)
 
 
 def _device(platforms: Sequence[str]) -> jax.Device:
@@ -250,16 +330,21 @@ def _random_image(model: FCN, shape: tuple, rng: np.random.Generator) -> np.ndar
     return np.float32(noise / (model.scale or 1.0) + model.mean)
 
 
-def _compare(exported: ExportedNetwork, net: Network) -> None:
-    """Compare a file, read again, with the network.
+def _compare(
+    run: Callable[[np.ndarray], np.ndarray],
+    net: Network,
+    output: str,
+    shapes: Sequence[tuple[int, int, int]],
+) -> int:
+    """Compare what runs an exported network with the network; return at how many sizes.
 
     Labels may differ where two logits are equal to rounding.
     """
     rng = np.random.default_rng(0)
-    for shape in _CHECKS:
+    for shape in shapes:
         image = _random_image(net.model, shape, rng)
-        logits, found = np.asarray(apply(net, image)), exported(image)
-        if exported.output == "logits":
+        logits, found = np.asarray(apply(net, image)), run(image)
+        if output == "logits":
             error = np.abs(found - logits)
         else:
             chosen = np.take_along_axis(logits, found[..., None], axis=-1)
@@ -270,6 +355,7 @@ def _compare(exported: ExportedNetwork, net: Network) -> None:
                 f"exported, the network computes something else: its logits differ by "
                 f"{error:.3g} at images {list(shape)}, where {most:.3g} is rounding"
             )
+    return len(shapes)
 
 
 def _read(file: BinaryIO) -> tuple[dict, jax_export.Exported, dict[str, np.ndarray]]:

@@ -8,6 +8,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import onnxruntime
 import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 from PIL import Image
@@ -20,7 +21,7 @@ from fcn_jax.network import Network
 from fcn_jax.visualize import colormap
 from fcn_jax.weights.layers import shapes_of
 
-SERVE = Path(__file__).parents[2] / "examples" / "serve.py"
+EXAMPLES = Path(__file__).parents[2] / "examples"
 CLASSES = 5
 NAMES = ("sky", "road", "tree", "car", "sign")
 MODEL = FCN(variant="fcn16s", num_classes=CLASSES, width=1 / 32)
@@ -72,7 +73,7 @@ def unchecked(monkeypatch):
 
 @pytest.fixture(scope="module")
 def path(tmp_path_factory):
-    path = tmp_path_factory.mktemp("new") / "folder" / "network"
+    path = tmp_path_factory.mktemp("new") / "folder" / "network.jax"
     export(path, NET)
     return path
 
@@ -150,6 +151,20 @@ def test_program_is_for_cpu_and_cuda_and_any_size(path):
     assert str(labels.shape) == "(b, h, w)" and labels.dtype == jnp.int32
 
 
+def serve(script, without, tmp_path, *arguments):
+    """Runs an example where some packages cannot be imported; gives what it prints."""
+    code = (
+        "import runpy, sys\n"
+        f"sys.modules |= dict.fromkeys({without}, None)\n"
+        f"sys.argv = {[str(EXAMPLES / script), *map(str, arguments)]}\n"
+        "runpy.run_path(sys.argv[0])\n"
+    )
+    command = [sys.executable, "-c", code]
+    return subprocess.run(
+        command, cwd=tmp_path, check=True, capture_output=True, text=True
+    ).stdout
+
+
 def test_example_serves_the_file_without_fcn_jax(path, tmp_path):
     image = picture(96, 20)
     Image.fromarray(image).save(tmp_path / "photo.png")
@@ -158,28 +173,106 @@ def test_example_serves_the_file_without_fcn_jax(path, tmp_path):
     metadata = json.loads(str(arrays["metadata"])) | {"palette": []}
     arrays["metadata"] = np.array(json.dumps(metadata))
     np.savez(tmp_path / "plain.npz", **arrays)
-    code = (
-        "import runpy, sys\n"
-        "sys.modules['fcn_jax'] = None\n"  # Makes its import fail.
-        f"for sys.argv in {[str(SERVE), str(path), 'photo.png', 'labels.png']},"
-        f"{[str(SERVE), 'plain.npz', 'photo.png', 'plain.png']}:\n"
-        "    runpy.run_path(sys.argv[0])\n"
-    )
-    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
-    for name, colors in (("labels", np.array(PALETTE)), ("plain", colormap())):
-        found = Image.open(tmp_path / f"{name}.png")
-        labels = np.asarray(found, np.int32)
+    for file, colors in ((path, PALETTE), ("plain.npz", colormap())):
+        serve("serve.py", ["fcn_jax"], tmp_path, file, "photo.png", "labels.png")
+        with Image.open(tmp_path / "labels.png") as served:
+            found = np.asarray(served.convert("RGB"))
+            labels = np.asarray(served, np.int32)
         assert_labels(labels[None], logits_of(MODEL, PARAMS, image[None]))
-        np.testing.assert_array_equal(found.convert("RGB"), colors[labels])
+        np.testing.assert_array_equal(found, np.array(colors)[labels])
 
 
-@pytest.mark.parametrize("output", ["labels", "logits"])
-def test_export_that_computes_something_else_is_refused(tmp_path, monkeypatch, output):
+@pytest.fixture(scope="module")
+def onnx_path(tmp_path_factory):
+    path = tmp_path_factory.mktemp("new") / "folder" / "network.onnx"
+    assert export(path, NET) == 5
+    return path
+
+
+def test_onnx_file_gives_the_labels_of_the_network(onnx_path):
+    image = picture(2, 33, 71)
+    session = onnxruntime.InferenceSession(onnx_path)
+    (labels,) = session.run(["labels"], {"image": image})
+    assert_labels(labels, logits_of(MODEL, PARAMS, image))
+    assert list(onnx_path.parent.iterdir()) == [onnx_path]
+
+
+def test_onnx_file_tells_names_and_colours(onnx_path, tmp_path, unchecked):
+    def told(path):
+        meta = onnxruntime.InferenceSession(path).get_modelmeta()
+        assert meta.producer_name == "fcn_jax"
+        return {k: json.loads(v) for k, v in meta.custom_metadata_map.items()}
+
+    assert told(onnx_path) == {
+        "output": "labels",
+        "class_names": list(NAMES),
+        "palette": [list(color) for color in PALETTE],
+        "in_channels": 3,
+        "channels": [],
+    }
+    path = tmp_path / "a.onnx"
+    export(path, NET.replace(class_names=(), palette=()), output="logits")
+    found = told(path)
+    assert found["output"] == "logits" and found["class_names"] == []
+    assert found["palette"] == colormap(CLASSES).tolist()
+
+
+def test_onnx_example_serves_its_file_without_jax(onnx_path, tmp_path):
+    image = picture(96, 20)
+    Image.fromarray(image).save(tmp_path / "photo.png")
+    absent = ["fcn_jax", "jax", "flax", "onnx"]
+    arguments = (onnx_path, "photo.png", "labels.png")
+    printed = serve("serve_onnx.py", absent, tmp_path, *arguments)
+    with Image.open(tmp_path / "labels.png") as served:
+        colors = np.asarray(served.convert("RGB"))
+        labels = np.asarray(served, np.int32)
+    assert_labels(labels[None], logits_of(MODEL, PARAMS, image[None]))
+    np.testing.assert_array_equal(colors, np.uint8(PALETTE)[labels])
+    shares = {NAMES[i]: 100 * (labels == i).mean() for i in np.unique(labels)}
+    lines = [f"{name}: {share:.1f} % of the pixels" for name, share in shares.items()]
+    assert printed.splitlines() == lines
+
+
+def test_onnx_file_without_the_package_onnx_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    with pytest.raises(ValueError, match=r"pip install 'fcn-jax\[onnx\]'"):
+        export(tmp_path / "a.onnx", NET)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_onnx_file_without_onnxruntime_is_written_with_a_warning(
+    tmp_path, monkeypatch, caplog
+):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    assert export(tmp_path / "a.onnx", NET) == 0
+    assert "is not compared with the network" in caplog.text
+    assert "pip install onnxruntime" in caplog.text
+    assert (tmp_path / "a.onnx").exists()
+
+
+def test_onnx_file_is_not_for_jax(onnx_path):
+    with pytest.raises(ValueError, match="is not for JAX: run it in onnxruntime"):
+        load_exported(onnx_path)
+
+
+@pytest.mark.parametrize("name", ["network", "network.safetensors", "network.ONNX"])
+def test_names_that_tell_no_format_are_refused(tmp_path, name):
+    with pytest.raises(ValueError, match=f"{name}: name .* .npz or .jax, .* or .onnx"):
+        export(tmp_path / name, NET)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "name, output", [("a.npz", "labels"), ("a.npz", "logits"), ("a.onnx", "labels")]
+)
+def test_export_that_computes_something_else_is_refused(
+    tmp_path, monkeypatch, name, output
+):
     monkeypatch.setattr(module, "_CHECKS", ((1, 1, 1),))
     apply = module.apply
     monkeypatch.setattr(module, "apply", lambda *a, **k: np.roll(apply(*a, **k), 1, -1))
     with pytest.raises(ValueError, match=r"logits differ by .* images \[1, 1, 1\]"):
-        export(tmp_path / "a.npz", NET, output=output)
+        export(tmp_path / name, NET, output=output)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -19,6 +19,7 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from hypothesis import settings
 from PIL import Image
 
+from fcn_jax import progress
 from fcn_jax.models.fcn import FCN
 from fcn_jax.network import Network
 
@@ -57,6 +58,13 @@ def keeping_programs():
                 jax.config.update(name, value)
 
     return keep
+
+
+@pytest.fixture
+def terminal(capsys, monkeypatch):
+    """`capsys`, whose standard error counts as a terminal."""
+    monkeypatch.setattr(progress, "on_terminal", lambda: True)
+    return capsys
 
 
 # name: (side of the kernel, channels in, channels out) at width 1, in order.

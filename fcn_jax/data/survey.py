@@ -13,12 +13,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from fcn_jax.data.labels import VOID
 from fcn_jax.data.read_ahead import read_ahead
 from fcn_jax.data.sources import CheckedSource
 from fcn_jax.data.statistics import Moments, image_moments, no_moments
+from fcn_jax.progress import track
 
 BALANCES = ("median_frequency", "inverse_log")  # Rules of `class_weights`.
 _MAX_VOID_SHARE = 0.9  # An image with a larger share of void pixels gets a warning.
@@ -113,7 +113,7 @@ def survey_source(
         return empty(examples=1, problems=problems, unknown_values=values)
 
     with contextlib.closing(read_ahead(survey_index, n, threads=threads)) as parts:
-        for part in tqdm(parts, "survey", n, unit="image", disable=not progress):
+        for part in track(parts, "survey", n, unit="image", shown=progress):
             total += part
             if time.monotonic() > end:
                 break

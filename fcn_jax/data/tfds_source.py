@@ -13,6 +13,7 @@ from PIL import Image
 
 from fcn_jax.data.images import read_image, read_label
 from fcn_jax.data.labels import VOID, to_classes
+from fcn_jax.progress import on_terminal, say
 
 # Features that hold the name of an example, the best first.
 NAME_FEATURES = ("file_name", "image/filename", "id")
@@ -140,6 +141,9 @@ def _prepare(builder: Any, name: str, manual_dir: str) -> None:
     config = tfds.download.DownloadConfig(
         manual_dir=manual_dir or None, try_download_gcs=False
     )
+    if not on_terminal():  # Its bars would fill a log file.
+        tfds.disable_progress_bar()
+        say(f"preparing {name} in {builder.data_dir}")
     try:
         builder.download_and_prepare(file_format="array_record", download_config=config)
     except ImportError as error:

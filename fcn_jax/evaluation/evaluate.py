@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
 from fcn_jax.data.read_ahead import read_ahead
 from fcn_jax.data.sources import CheckedSource
@@ -18,6 +17,7 @@ from fcn_jax.evaluation.metrics import (
 )
 from fcn_jax.inference.predict import predict_many
 from fcn_jax.network import Network, as_network
+from fcn_jax.progress import track
 from fcn_jax.visualize import as_picture
 
 
@@ -111,8 +111,8 @@ def evaluate(
             yield i, example["image"]
 
     results = predict_many(net, images(), batch_size=batch_size, progress=progress)
-    bar = tqdm(results, "evaluate", len(source), unit="image", disable=not progress)
-    for i, prediction in bar:
+    results = track(results, "evaluate", len(source), unit="image", shown=progress)
+    for i, prediction in results:
         image, label, name = (waiting[i][key] for key in ("image", "label", "name"))
         del waiting[i]
         counts = confusion_matrix(label, prediction, num_classes=classes)

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from fcn_jax.data.channels import count_pixels, is_picture, read_channels
 from fcn_jax.data.images import SpooledImage, image_suffixes, spooled_image
@@ -23,6 +22,7 @@ from fcn_jax.inference.probabilities import probabilities as averaged_probabilit
 from fcn_jax.inference.shares import ClassShares
 from fcn_jax.inference.tiles import needs_tiles, predict_tiled
 from fcn_jax.network import Network, as_network
+from fcn_jax.progress import Progress
 from fcn_jax.visualize import (
     as_picture,
     legend_below,
@@ -145,7 +145,7 @@ def predict_files(
     batch_size = min(batch_size, len(batched))
     left_out: list[tuple[Path, str]] = []
     shares: dict[Path, ClassShares] = {}
-    with tqdm(desc="predict", unit="image", total=len(targets)) as bar:
+    with Progress("predict", len(targets), unit="image") as bar:
         images = _read(batched, channels, left_out, bar)
         found = classify_many(net, images, batch_size=batch_size, progress=True)
         for (path, image), labels, counted in found:
@@ -217,7 +217,7 @@ def _read(
     files: Mapping[Path, Sequence[Path]],
     channels: int,
     left_out: list[tuple[Path, str]],
-    bar: tqdm,
+    bar: Progress,
 ) -> Iterator[tuple[tuple[Path, np.ndarray], np.ndarray]]:
     """Yield ((path, image), image), read ahead; note the unreadable in ``left_out``."""
     paths = list(files)

@@ -29,7 +29,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tqdm import tqdm
 
 from fcn_jax.data.padding import fill_up
 from fcn_jax.data.strips import row_strips
@@ -42,6 +41,7 @@ from fcn_jax.models.geometry import CAFFE_PAD, caffe_offsets, crop_offset
 from fcn_jax.models.upsampling import kernel_side, transpose_padding
 from fcn_jax.models.vgg import BLOCKS, NUM_POOLS
 from fcn_jax.network import Network, as_network
+from fcn_jax.progress import track
 
 # Pixels of a tile by default: 2048 x 2048. The full-width network in float32 takes
 # 0.5 KiB a pixel (0.6 in geometry "caffe", 0.7 for 150 classes): 2 to 3 GiB.
@@ -107,9 +107,9 @@ def predict_tiled(
     if out is None:
         out = np.empty(image.shape[:2], np.uint8 if classes <= 256 else np.int32)
     _check_out(out, image.shape[:2], classes)
-    hide = not progress or bool(net.size and count == 1)
-    bar = tqdm(parts, "tiles", count, unit="tile", leave=False, disable=hide)
-    for rows, cols, found in bar:
+    shown = progress and not (net.size and count == 1)
+    parts = track(parts, "tiles", count, unit="tile", shown=shown)
+    for rows, cols, found in parts:
         if shares is None:
             out[rows, cols] = found
         else:

@@ -24,9 +24,9 @@ from urllib.request import (
 )
 
 from filelock import FileLock, Timeout
-from tqdm import tqdm
 
 from fcn_jax.files import cache_folder
+from fcn_jax.progress import Progress
 
 MAX_BYTES = 4 * 10**9  # The limit for a file of unknown size.
 TIMEOUT = 30.0  # Seconds that a server may be silent.
@@ -222,7 +222,7 @@ def _append(
     """Append the body of a response to ``part``, and show the progress."""
     have = part.stat().st_size
     total = None if response.length is None else have + response.length
-    bar = tqdm(desc=name, initial=have, total=total, unit="B", unit_scale=True)
+    bar = Progress(f"download {name}", total, unit="B", initial=have)
     with open(part, "ab") as file, bar:
         # Unlike read, read1 keeps what came before an error, and reads bounded parts
         # even of a chunk of length -1.

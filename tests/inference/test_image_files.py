@@ -267,14 +267,14 @@ def test_pattern_finds_each_image_once_beside_a_link_that_leads_up(tmp_path):
 
 
 def test_large_image_shows_the_progress_of_its_tiles(
-    net, tmp_path, monkeypatch, capsys
+    net, tmp_path, monkeypatch, terminal
 ):
     path = save(tmp_path / "a.png", picture())
     predict_files(net, [path], tmp_path / "small")
-    assert "tiles:" not in capsys.readouterr().err
+    assert "tiles:" not in terminal.readouterr().err
     monkeypatch.setattr(image_files, "needs_tiles", lambda shape: True)
     predict_files(net, [path], tmp_path / "large")
-    assert "tiles:" in capsys.readouterr().err
+    assert "tiles:" in terminal.readouterr().err
     labels = read_label(tmp_path / "large" / "a.png")
     np.testing.assert_array_equal(labels, predict(net, picture()))
 

@@ -259,12 +259,12 @@ def test_tiles_keep_to_the_limit_and_each_pixel_once(variant, geometry, size, si
     assert (times == 1).all()
 
 
-def test_progress_bar_counts_tiles(small, capsys):
+def test_progress_bar_counts_tiles(small, terminal):
     image = picture(33, 850)
     predict_tiled(small, image, tile=(608, 608))
-    assert capsys.readouterr().err == ""
+    assert terminal.readouterr().err == ""
     predict_tiled(small, image, tile=(608, 608), progress=True)
-    assert "0/4" in capsys.readouterr().err
+    assert "0/4" in terminal.readouterr().err
 
 
 def test_more_pixels_than_the_limit_need_tiles():

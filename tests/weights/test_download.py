@@ -450,11 +450,11 @@ def test_file_system_without_locks_is_named(site, net, cache, monkeypatch):
         download.fetch("net")
 
 
-def test_progress_goes_to_stderr_with_the_name(site, cache, capsys):
+def test_progress_goes_to_stderr_with_the_name(site, cache, terminal):
     download.download(Published(site.url), cache / "net.bin")
-    out, err = capsys.readouterr()
+    out, err = terminal.readouterr()
     assert not out
-    assert "net.bin: 100%" in err and "76.8k/76.8k" in err
+    assert "download net.bin:   0%" in err and "0.00/76.8k" in err
 
 
 class Hostile(socketserver.ThreadingTCPServer):

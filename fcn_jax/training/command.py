@@ -1,6 +1,7 @@
 """The train command of train.py and ``python -m fcn_jax train``."""
 
 import logging
+import shlex
 
 from tqdm.contrib.logging import logging_redirect_tqdm
 
@@ -13,7 +14,7 @@ from fcn_jax.training.loop import train
 def train_and_report(
     config: Config, workdir: str, *, allow_changes: bool = False
 ) -> None:
-    """Train a network and print the figures of the best one and where its files are.
+    """Train a network; print the figures of the best one, its files and what is next.
 
     Args:
         config: the config of the run.
@@ -24,7 +25,10 @@ def train_and_report(
         ValueError, KeyboardInterrupt: as `train` does.
         FloatingPointError: as `train` does, with the fields that may help.
     """
-    logging.basicConfig(format="%(message)s")
+    logging.basicConfig()
+    for handler in logging.root.handlers:  # A library may have made one before.
+        if type(handler) is logging.StreamHandler:
+            handler.setFormatter(logging.Formatter("%(message)s"))
     logging.getLogger("fcn_jax").setLevel(logging.INFO)
     try:
         with logging_redirect_tqdm():  # Messages leave the progress bar whole.
@@ -34,4 +38,22 @@ def train_and_report(
         raise FloatingPointError(f"{error}: {advice}") from error
     if is_main():
         print(f"Best network, of step {figures['step']}:\n{table(figures)}")
-        print(f"Pictures: {workdir}/results.png, {workdir}/curves.png")
+        print(_guide(workdir))
+
+
+def _guide(workdir: str) -> str:
+    """Return where the files of a finished run are, and commands to try next."""
+    run = shlex.quote(str(workdir))
+    return f"""
+Files in {workdir}:
+  model.safetensors  the best network
+  metrics.json       its figures
+  results.png        some of its predictions
+  curves.png         loss and scores over the steps
+  log.jsonl          the same as numbers
+  tensorboard        the same, to look at in a browser:
+                     tensorboard --logdir {run}
+                     (pip install -e '.[tensorboard]' brings it)
+Next:
+  python -m fcn_jax predict --run {run} --out predictions IMAGE
+  python -m fcn_jax export --run {run} --out network.npz"""

@@ -14,6 +14,7 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.summary import image as image_summary
 from tensorboardX.summary import scalar as scalar_summary
+from tensorboardX.summary import text as text_summary
 
 _log = logging.getLogger("fcn_jax")
 
@@ -41,10 +42,12 @@ class Events:
             self._write(Event(step=start_step + 1, session_log=purge))
 
     def scalars(self, step: int, values: Mapping[str, Any], *, prefix: str) -> None:
-        """Write the finite numbers among the values of a step."""
+        """Write the finite numbers among the values of a step, and those in dicts."""
         with self._warning():
             for name, value in values.items():
-                if isinstance(value, int | float) and math.isfinite(value):
+                if isinstance(value, Mapping):
+                    self.scalars(step, value, prefix=f"{prefix}/{name}")
+                elif isinstance(value, int | float) and math.isfinite(value):
                     summary = scalar_summary(f"{prefix}/{name}", value)
                     self._write(Event(step=step, summary=summary))
 
@@ -53,6 +56,11 @@ class Events:
         with self._warning():
             summary = image_summary(name, image, dataformats="HWC")
             self._write(Event(step=step, summary=summary))
+
+    def text(self, step: int, name: str, text: str) -> None:
+        """Write a text in Markdown."""
+        with self._warning():
+            self._write(Event(step=step, summary=text_summary(name, text)))
 
     def close(self) -> None:
         """Close the file."""

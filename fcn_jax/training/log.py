@@ -1,4 +1,4 @@
-"""The log of a run: JSON lines, TensorBoard events and a progress bar."""
+"""The log of a run: JSON lines and TensorBoard events, and the meter of its steps."""
 
 import collections
 import contextlib
@@ -16,9 +16,9 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 import optax
-from tqdm import tqdm
 
 from fcn_jax.files import reading, replacing, writing
+from fcn_jax.training.display import Display
 from fcn_jax.training.events import Events
 
 # Steps between taking metrics and reading them. Reading at once would make the host
@@ -68,6 +68,11 @@ class Log:
         self._hash.update(_timeless([record]))
         self._events.scalars(step, values, prefix=prefix)
 
+    def text(self, step: int, name: str, text: str) -> None:
+        """Log a text in Markdown to TensorBoard."""
+        if not self._silent:
+            self._events.text(step, name, text)
+
     def image(self, step: int, name: str, image: np.ndarray) -> None:
         """Log a picture, [H, W, 3] uint8 RGB, to TensorBoard."""
         if not self._silent:
@@ -94,6 +99,7 @@ class _Step(NamedTuple):
     metrics: Mapping[str, jax.Array]
     rate: Any  # The learning rate, for the steps that get a line.
     shapes: int  # Batches of different shapes up to this step.
+    compiled: bool  # Whether its shape is new to this process.
     asked: float  # When the step began to wait for its batch, and when it had it.
     got: float
     done: Future[float]  # When the device was done with it.
@@ -106,7 +112,7 @@ class Meter:
 
     Args:
         log: receives the means since its last line.
-        bar: shows them.
+        display: shows them.
         schedule: ``step -> learning rate``, for the log.
         batch_size: images per step.
         every: steps between lines of the log.
@@ -116,20 +122,21 @@ class Meter:
     def __init__(
         self,
         log: Log,
-        bar: tqdm,
+        display: Display,
         *,
         schedule: optax.Schedule,
         batch_size: int,
         every: int,
         progress: Mapping[str, Any] | None = None,
     ):
-        self._log, self._bar, self._schedule = log, bar, schedule
+        self._log, self._display, self._schedule = log, display, schedule
         self._batch_size, self._every = batch_size, every
         self._pending: collections.deque[_Step] = collections.deque()
         none = {"steps": 0, "sums": dict.fromkeys(_SUMMED, 0.0), "shapes": ()}
         before = progress or none
         self._steps, self._sums = before["steps"], dict(before["sums"])
         self._shapes = set(map(tuple, before["shapes"]))
+        self._compiled: set[tuple[int, ...]] = set()  # By this process.
         # A thread sees when the device is done, which this one may learn late.
         self._watch = ThreadPoolExecutor(1)
         self._start_interval()
@@ -178,8 +185,11 @@ class Meter:
         # finish the steps in between first.
         rate = self._schedule(step - 1) if step % self._every == 0 else None
         done = self._watch.submit(_time_when_done, metrics["loss"])
-        shapes = len(self._shapes)
-        self._pending.append(_Step(step, metrics, rate, shapes, asked, got, done))
+        shapes, compiled = len(self._shapes), shape not in self._compiled
+        self._compiled.add(shape)
+        self._pending.append(
+            _Step(step, metrics, rate, shapes, compiled, asked, got, done)
+        )
         if len(self._pending) > LAG:
             self._read()
 
@@ -195,8 +205,9 @@ class Meter:
     def _read(self) -> None:
         step = self._pending.popleft()
         done = step.done.result()
+        seconds = done - self._free
         self._timed += 1
-        self._seconds += done - self._free
+        self._seconds += seconds
         # Without a batch, the device waits from the end of the step before.
         self._waited += max(0.0, step.got - max(step.asked, self._free))
         self._free = done
@@ -211,7 +222,7 @@ class Meter:
         self._steps += 1
         for name, value in metrics.items():
             self._sums[name] += value
-        self._bar.update(step.number - self._bar.n)
+        self._display.step(step.number, seconds, compiled=step.compiled)
         if step.rate is not None:
             self._write(step)
 
@@ -229,8 +240,7 @@ class Meter:
             "compiles": step.shapes,
         }
         self._log.scalars(step.number, values, prefix="train")
-        speed = f"{values['images_per_second']:.3g}"
-        self._bar.set_postfix({"loss": f"{values['loss']:.4f}", "images/s": speed})
+        self._display.figures(values)
         self._steps, self._sums = 0, dict.fromkeys(_SUMMED, 0.0)
         self._start_interval()
 

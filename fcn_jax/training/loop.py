@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import json
 import logging
 import math
 import signal
@@ -15,7 +16,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from tqdm import tqdm
 
 from fcn_jax.charts import learning_curves
 from fcn_jax.data.loader import prefetch_to_device, train_batches
@@ -41,12 +41,14 @@ from fcn_jax.training.config import (
     make_source,
     prefixed,
 )
+from fcn_jax.training.display import Display
 from fcn_jax.training.faults import check_quickly
 from fcn_jax.training.log import LOG_FILE, Log, Meter, read_log
 from fcn_jax.training.optim import make_optimizer, make_schedule
 from fcn_jax.training.resume import assert_new_run, assert_same_run, resume
 from fcn_jax.training.start import random_key, start_or_resume
 from fcn_jax.training.steps import TrainState, make_train_step
+from fcn_jax.training.summary import check_room, describe_run
 from fcn_jax.training.validation import Validation, restore_best
 from fcn_jax.weights.download import fetch
 
@@ -133,46 +135,68 @@ def train(
         )
         start = int(state.step)
         log_start = -1 if saved is None else start
+        if is_main():
+            describe_run(config, state, train_source, [*parallel.mesh.devices.flat])
+            check_room(config, state, workdir)
         del saved  # Its arrays take as much memory as the state.
         log = Log(workdir, start_step=log_start, silent=not is_main())
         stack.callback(log.close)
+        text = json.dumps(dataclasses.asdict(config), indent=4)
+        log.text(start, "config", f"```\n{text}\n```")
         validate = Validation(workdir, eval_source, log, best)
+        best_iu = best and best["mean_iu"]
+        display = stack.enter_context(
+            Display(config, len(train_source), start, best=best_iu, shown=is_main())
+        )
 
         def evaluate(state: TrainState, step: int) -> None:
             assert_there()
             validate(make_network(config, state.params), step)
+            display.best = validate.best["mean_iu"]
 
         state = parallel.put_state(state)
         # Log the scores that the training is to improve, or that are missing.
         if trained or start == config.steps:
-            evaluate(parallel.one_copy(state), start)
+            with display.evaluation():
+                evaluate(parallel.one_copy(state), start)
         augment = training_augment(config, transform)
         batches = _batches(config, train_source, augment, start, parallel.shard)
         stack.callback(batches.close)
         stop = stack.enter_context(_stop_signal())
-        meter = stack.enter_context(_meter(config, log, schedule, start, progress))
+        meter = stack.enter_context(
+            Meter(
+                log,
+                display,
+                schedule=schedule,
+                batch_size=config.batch_size,
+                every=config.log_every,
+                progress=progress,
+            )
+        )
         run = _run_steps(config, tx, parallel, state, batches, meter)
         for step, state in enumerate(run, start=start + 1):
             due = step % config.eval_every == 0 or step == config.steps
             if preempted(step) or due or stop:
-                meter.drain()
-                one = parallel.one_copy(state)
-                _check_finite(one, step)
-                if due:
-                    evaluate(one, step)
-                if is_main():
-                    assert_there()
-                    checkpoints.save(
-                        one,
-                        config=dataclasses.asdict(config),
-                        best=validate.best,
-                        progress=meter.progress,
-                        log=log.digest,
-                    )
-                if not due:
-                    raise KeyboardInterrupt(
-                        f"stopped and saved at step {step}; start it again to resume"
-                    )
+                with display.evaluation():
+                    meter.drain()
+                    one = parallel.one_copy(state)
+                    _check_finite(one, step)
+                    if due:
+                        evaluate(one, step)
+                    if is_main():
+                        assert_there()
+                        checkpoints.save(
+                            one,
+                            config=dataclasses.asdict(config),
+                            best=validate.best,
+                            progress=meter.progress,
+                            log=log.digest,
+                        )
+                    if not due:
+                        raise KeyboardInterrupt(
+                            f"stopped and saved at step {step}; start it again to "
+                            "resume"
+                        )
                 meter.restart_clock()
         _draw_curves(workdir)
         assert_there()
@@ -329,32 +353,6 @@ def _next(batches: Iterator[Any]) -> Any:
             "a reading process was killed, perhaps for lack of memory: fewer "
             "config.data.workers take less; the same command resumes the run"
         ) from error
-
-
-@contextlib.contextmanager
-def _meter(
-    config: Config,
-    log: Log,
-    schedule: optax.Schedule,
-    start: int,
-    progress: dict[str, Any] | None,
-) -> Iterator[Meter]:
-    with tqdm(
-        initial=start,
-        total=config.steps,
-        unit="step",
-        dynamic_ncols=True,
-        disable=not is_main(),
-    ) as bar:
-        with Meter(
-            log,
-            bar,
-            schedule=schedule,
-            batch_size=config.batch_size,
-            every=config.log_every,
-            progress=progress,
-        ) as meter:
-            yield meter
 
 
 def _check_finite(state: TrainState, step: int) -> None:

@@ -3,18 +3,21 @@
 import dataclasses
 import json
 import logging
+import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from flax.traverse_util import unflatten_dict
-from tqdm import tqdm
+from PIL import Image
 
 from fcn_jax.evaluation.evaluate import Evaluation, evaluate
 from fcn_jax.evaluation.report import draw_results
 from fcn_jax.files import WriteError, write_json
-from fcn_jax.network import Network
+from fcn_jax.network import Network, Palette
 from fcn_jax.processes import is_main, process_shard, sum_over_processes
+from fcn_jax.progress import say
 from fcn_jax.training.checkpoint import Checkpoint, Checkpoints
 from fcn_jax.training.config import Config, make_network
 from fcn_jax.training.log import Log
@@ -23,7 +26,8 @@ from fcn_jax.weights.load import RUN_FILE, save
 from fcn_jax.weights.safetensors_file import read_metrics
 
 METRICS_FILE = "metrics.json"  # The figures of the network in RUN_FILE.
-_BOARD_EXAMPLES = 4  # Pictures in TensorBoard.
+_BOARD_EXAMPLES = 4  # Pictures in TensorBoard, for each evaluation.
+_BOARD_SIDE = 320  # Pixels of each, at most, so that many evaluations stay small.
 
 _log = logging.getLogger("fcn_jax")
 
@@ -64,7 +68,7 @@ class Validation:
         found = dataclasses.replace(found, confusion=confusion)
         is_best = self._is_best(found.figures["mean_iu"])
         if is_main():
-            self._report(net, step, found)
+            self._report(net, step, found, is_best)
         if is_best:
             self.best = {"step": step, **found.figures}
             if is_main():
@@ -79,15 +83,19 @@ class Validation:
         best = self.best and self.best["mean_iu"]
         return best is None or mean_iu is not None and mean_iu > best
 
-    def _report(self, net: Network, step: int, found: Evaluation) -> None:
-        mean_iu = found.figures["mean_iu"]
-        scored = "none" if mean_iu is None else f"{mean_iu:.4f}"
-        tqdm.write(f"step {step}: validation mean IU {scored}")
+    def _report(
+        self, net: Network, step: int, found: Evaluation, is_best: bool
+    ) -> None:
+        mean_iu, accuracy = (
+            "none" if value is None else f"{value:.4f}"
+            for value in (found.figures["mean_iu"], found.figures["pixel_accuracy"])
+        )
+        note = "the best so far" if is_best else f"the best is step {self.best['step']}"
+        line = f"validation mean IU {mean_iu}, pixel accuracy {accuracy}; {note}"
+        say(f"step {step}: {line}")
         self.log.scalars(step, found.figures, prefix="eval")
         for name, image, *labels in found.examples:
-            colors = [colorize(each, net.palette) for each in labels]
-            row = np.concatenate([image, *colors], axis=1)
-            self.log.image(step, f"eval/{name}", row)
+            self.log.image(step, f"eval/{name}", _row(image, labels, net.palette))
 
     def _keep(self, net: Network, found: Evaluation) -> None:
         """Write the network, its figures and its pictures.
@@ -102,6 +110,16 @@ class Validation:
             if not self._warned:
                 _log.warning("%s; the run goes on without pictures", error)
             self._warned = True
+
+
+def _row(
+    image: np.ndarray, labels: Sequence[np.ndarray], palette: Palette
+) -> np.ndarray:
+    """Return a picture and label maps side by side, shrunk to `_BOARD_SIDE`."""
+    factor = math.ceil(max(image.shape[:2]) / _BOARD_SIDE)
+    image = np.asarray(Image.fromarray(image).reduce(factor))
+    colors = [colorize(each[::factor, ::factor], palette) for each in labels]
+    return np.concatenate([image, *colors], axis=1)
 
 
 def save_best(workdir: Path, net: Network, figures: dict[str, Any]) -> None:

@@ -1,3 +1,5 @@
+import shlex
+
 import pytest
 
 from fcn_jax.__main__ import main
@@ -36,7 +38,14 @@ def test_finished_run_is_printed_and_left_as_it_is(quick, whole_run, arguments, 
         "accuracy",
         f"{100 * figures['pixel_accuracy']:.2f}",
     ]
-    assert lines[-1] == f"Pictures: {workdir}/results.png, {workdir}/curves.png"
+    at = lines.index(f"Files in {workdir}:")
+    named = [line.split()[0] for line in lines[at + 1 : at + 7]]
+    assert named and all((workdir / name).exists() for name in named)
+    for line in lines[-2:]:  # Commands that the parser takes.
+        words = shlex.split(line)
+        assert words[:3] == ["python", "-m", "fcn_jax"] and str(workdir) in words
+        with pytest.raises(SystemExit, match="^0$"):
+            main([*words[3:], "--help"])
     assert (workdir / "model.safetensors").stat().st_mtime_ns == before
 
 

@@ -24,10 +24,15 @@ def test_events_are_on_the_disk_at_once(tmp_path):
     values = {"loss": 0.5, "iu": {"sky": 1.0}, "nan": math.nan, "none": None}
     events.scalars(4, values, prefix="train")
     events.image(4, "eval/a", np.zeros((2, 3, 3), np.uint8))
-    _, purge, loss, image = read(tmp_path / "board")
+    events.text(4, "config", "steps: 9")
+    _, purge, loss, iu, image, text = read(tmp_path / "board")
     assert purge.step == 4 and purge.session_log.status == 1  # A start.
     [value] = loss.summary.value
     assert (loss.step, value.tag, value.simple_value) == (4, "train/loss", 0.5)
+    [value] = iu.summary.value
+    assert (iu.step, value.tag, value.simple_value) == (4, "train/iu/sky", 1.0)
+    [value] = text.summary.value
+    assert value.tensor.string_val == [b"steps: 9"]
     assert image.summary.value[0].image.height == 2 and image.wall_time > 0
     events.close()
 

@@ -1,13 +1,13 @@
 import contextlib
-import io
 import json
 import logging
 import time
 
 import jax.numpy as jnp
 import pytest
-from tqdm import tqdm
 
+from fcn_jax.training.config import Config
+from fcn_jax.training.display import Display
 from fcn_jax.training.log import TIMES, Log, Meter, read_log
 
 
@@ -30,9 +30,10 @@ def meter_of(log):
     with contextlib.ExitStack() as stack:
 
         def make(every=2, **options):
-            bar = tqdm(total=10, file=io.StringIO())
+            config = Config(steps=10, eval_every=10)
+            shown = stack.enter_context(Display(config, 10, 0, shown=False))
             options = {"schedule": lambda step: 0.5, "batch_size": 3} | options
-            return stack.enter_context(Meter(log, bar, every=every, **options))
+            return stack.enter_context(Meter(log, shown, every=every, **options))
 
         yield make
 

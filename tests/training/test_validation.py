@@ -83,3 +83,26 @@ def test_picture_that_cannot_be_written_is_a_warning_once(
     assert caplog.text.count("cannot write") == 1
     assert f"cannot write {tmp_path / 'results.png'}: " in caplog.text
     assert read_metrics(tmp_path / "model.safetensors")["step"] == 2
+
+
+def test_line_of_an_evaluation_tells_the_score_and_the_best(
+    reference, validation, capsys
+):
+    net = reference.network("fcn32s")
+    image = np.zeros((32, 32, 3), np.uint8)
+    validate = validation([(image, fcn_jax.predict(net, image))])
+    for step in (2, 4):
+        validate(net, step)
+    assert capsys.readouterr().err.splitlines() == [
+        "step 2: validation mean IU 1.0000, pixel accuracy 1.0000; the best so far",
+        "step 4: validation mean IU 1.0000, pixel accuracy 1.0000; the best is step 2",
+    ]
+
+
+def test_pictures_for_tensorboard_are_small(reference, validation, monkeypatch):
+    seen = []
+    monkeypatch.setattr(Log, "image", lambda self, *arguments: seen.append(arguments))
+    image = np.zeros((330, 200, 3), np.uint8)
+    validation([(image, np.zeros((330, 200), int))])(reference.network("fcn32s"), 3)
+    [(step, name, picture)] = seen
+    assert (step, name[:5], picture.shape) == (3, "eval/", (165, 300, 3))

@@ -84,13 +84,12 @@ class Display:
         self._figures = [
             f"loss {values['loss']:.4g}",
             f"{values['images_per_second']:.3g} images/s",
-            *([] if self.best is None else [f"best IU {self.best:.3f}"]),
             f"rate {values['learning_rate']:.3g}",
             *([f"memory {size(used)}"] if (used := memory_in_use()) else []),
         ]
         self._refresh()
         if self._is_plain:
-            figures = ", ".join(self._figures)
+            figures = ", ".join(self._with_best())
             say(
                 f"step {self._step} of {self._config.steps}, {self._epoch()}: "
                 f"{figures}, {self.time_left()} left"
@@ -125,13 +124,17 @@ class Display:
         passes = (math.ceil(n * of_step) for n in (self._step, self._config.steps))
         return "epoch {}/{}".format(*(max(1, n) for n in passes))
 
+    def _with_best(self) -> list[str]:
+        best = [] if self.best is None else [f"best IU {self.best:.3f}"]
+        return self._figures[:2] + best + self._figures[2:]
+
     def _refresh(self) -> None:
         """Set what the bar shows: as many of the figures as the terminal is wide."""
         if self._bar.disable:
             return
         step = f"{self._epoch()}, {self._step}/{self._config.steps}"
         room = (self._bar.format_dict["ncols"] or 80) - len(step) - _BAR
-        shown = [f"{self.time_left()} left", *self._figures]
+        shown = [f"{self.time_left()} left", *self._with_best()]
         while len(shown) > 1 and len(", ".join(shown)) > room:
             shown.pop()
         self._bar.bar_format = f"{step} |{{bar}}| {', '.join(shown)}"

@@ -177,8 +177,8 @@ def train(
         for step, state in enumerate(run, start=start + 1):
             due = step % config.eval_every == 0 or step == config.steps
             if preempted(step) or due or stop:
+                meter.drain()
                 with display.evaluation():
-                    meter.drain()
                     one = parallel.one_copy(state)
                     _check_finite(one, step)
                     if due:

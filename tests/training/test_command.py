@@ -73,3 +73,16 @@ def test_error_of_a_run_ends_in_one_line(arguments, monkeypatch, capsys, error, 
     monkeypatch.setattr(command, "train", fail)
     assert main([*arguments, "run", "--config.steps=9"]) == 1
     assert capsys.readouterr().err == f"fcn_jax train: {line}\n"
+
+
+def test_run_in_a_pipe_prints_plain_lines(quick, arguments, tmp_path, capsys):
+    pace = ["--config.steps=2", "--config.eval_every=2", "--config.log_every=1"]
+    pace.append("--config.optim.learning_rate=1e-3")  # Its program is compiled.
+    assert main([*arguments, str(tmp_path / "run"), *pace]) == 0
+    err = capsys.readouterr().err
+    assert "\r" not in err and "\x1b" not in err
+    lines = [line for line in err.splitlines() if line.startswith("step ")]
+    begins = ["step 1 of 2, epoch 1/1: loss ", "step 2 of 2, epoch 1/1: loss "]
+    begins.append("step 2: validation mean IU ")
+    for line, begin in zip(lines, begins, strict=True):
+        assert line.startswith(begin)

@@ -48,7 +48,9 @@ def _guide(workdir: str) -> str:
 Files in {workdir}:
   model.safetensors  the best network
   metrics.json       its figures
-  results.png        some of its predictions
+  results.png        four of its predictions, from good to bad
+  errors.png         its worst predictions
+  confusion.png      which classes it mistakes for which
   curves.png         loss and scores over the steps
   log.jsonl          the same as numbers
   tensorboard        the same, to look at in a browser:

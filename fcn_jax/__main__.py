@@ -5,6 +5,7 @@ import contextlib
 import math
 import os
 import re
+import shlex
 import socket
 import sys
 import threading
@@ -24,6 +25,7 @@ from fcn_jax.evaluation.report import (
     write_confusion,
     write_report,
 )
+from fcn_jax.evaluation.summary import Summary, summarize_evaluation
 from fcn_jax.files import enable_compilation_cache
 from fcn_jax.inference.export import OUTPUTS, check_export_path, export
 from fcn_jax.inference.image_files import predict_files
@@ -33,8 +35,10 @@ from fcn_jax.processes import initialize
 from fcn_jax.training.check_data import check_data
 from fcn_jax.training.command import train_and_report
 from fcn_jax.training.config import CONFIG_FILE, Config, load_config, make_source
+from fcn_jax.training.log import LOG_FILE, read_log
 from fcn_jax.training.overrides import config_help, read_config, split_overrides
 from fcn_jax.training.recipes import voc_data
+from fcn_jax.training.report_page import run_facts, write_page, write_run_page
 from fcn_jax.training.verify import assert_same_network, verdict_table, verify_run
 from fcn_jax.visualize import save_labels
 from fcn_jax.weights.describe import describe
@@ -63,7 +67,9 @@ _HELP_CONFIG = {
 def main(argv: list[str] | None = None) -> int:
     """Run a command and return the exit status."""
     parser = _parser()
-    args, unknown = parser.parse_known_args(argv)
+    words = sys.argv[1:] if argv is None else argv
+    args, unknown = parser.parse_known_args(words)
+    args.line = f"python -m fcn_jax {shlex.join(words)}"
     args.overrides, strange = split_overrides(unknown)
     if args.overrides and not getattr(args, "config", None):
         strange = unknown
@@ -170,6 +176,9 @@ def _add_data_commands(add_command: Callable) -> None:
         help="write index PNGs, in the folders that VOC's server expects",
     )
 
+    add = add_command("report", _report, "write the report page of a run anew")
+    add("--run", type=Path, required=True, help="run directory")
+
     add = add_command("check-data", _check_data, "list the faults of a data set")
     add("--config", required=True, help=_CONFIG)
     add("--helpconfig", **_HELP_CONFIG)
@@ -222,7 +231,9 @@ def _network(args: argparse.Namespace) -> tuple[Network, Config | None]:
 def _train(args: argparse.Namespace) -> int:
     config = _config(args)
     initialize(args.coordinator, args.num_processes, args.process_id)
-    train_and_report(config, args.workdir, allow_changes=args.allow_changes)
+    train_and_report(
+        config, args.workdir, allow_changes=args.allow_changes, command=args.line
+    )
     return 0
 
 
@@ -268,11 +279,39 @@ def _evaluate(args: argparse.Namespace) -> int:
     pictures = ("results", "errors", "confusion")
     paths = (f"{out}/{name}_{split_name}.png" for name in pictures)
     print(f"Pictures: {', '.join(paths)}")
+    summary = summarize_evaluation(net, source, found, split=split)
+    _write_report_page(out / f"report_{split_name}.html", summary, config, args)
     if args.save_confusion:
         write_confusion(out / f"confusion_{split_name}.csv", found)
         print(f"Written: {out}/confusion_{split_name}.csv")
     if args.save_predictions:
         print(f"Written: {voc}/")
+    return 0
+
+
+def _write_report_page(
+    path: Path, summary: Summary, config: Config, args: argparse.Namespace
+) -> None:
+    """Write the report of an evaluation, with the curves of a run if it is of one."""
+    if args.run:
+        facts, records = run_facts(config), read_log(args.run / LOG_FILE)
+    else:
+        facts = {"Network": args.weights, "Data": config.data.name}
+        records = []
+    write_page(
+        path,
+        summary,
+        config=config,
+        facts=facts,
+        records=records,
+        settings=bool(args.run),
+        command=args.line,
+    )
+    print(f"Report: {path}")
+
+
+def _report(args: argparse.Namespace) -> int:
+    print(f"Report: {write_run_page(args.run, command=args.line)}")
     return 0
 
 

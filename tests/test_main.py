@@ -151,7 +151,11 @@ def test_evaluate_prints_and_writes_the_scores(
     for name in pictures:
         with Image.open(run / name) as picture:
             picture.load()
-    files = {"config.json", "model.safetensors", f"metrics_{split}.json"}
+    page = (run / f"report_{split}.html").read_text(encoding="utf-8")
+    assert f"{100 * expected['mean iu']:.2f} %" in page
+    assert f"evaluate --run {run}" in page
+    files = {"config.json", "model.safetensors"}
+    files |= {f"metrics_{split}.json", f"report_{split}.html"}
     assert {path.name for path in run.iterdir()} == files | pictures
 
 

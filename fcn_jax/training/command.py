@@ -2,6 +2,7 @@
 
 import logging
 import shlex
+from pathlib import Path
 
 from tqdm.contrib.logging import logging_redirect_tqdm
 
@@ -9,10 +10,13 @@ from fcn_jax.evaluation.report import table
 from fcn_jax.processes import is_main
 from fcn_jax.training.config import Config
 from fcn_jax.training.loop import train
+from fcn_jax.training.report_page import write_run_page
+
+_log = logging.getLogger("fcn_jax")
 
 
 def train_and_report(
-    config: Config, workdir: str, *, allow_changes: bool = False
+    config: Config, workdir: str, *, allow_changes: bool = False, command: str
 ) -> None:
     """Train a network; print the figures of the best one, its files and what is next.
 
@@ -20,6 +24,7 @@ def train_and_report(
         config: the config of the run.
         workdir: directory of the run. An unfinished run in it is resumed.
         allow_changes: as for `train`.
+        command: the command of the run, for its report.
 
     Raises:
         ValueError, KeyboardInterrupt: as `train` does.
@@ -38,7 +43,16 @@ def train_and_report(
         raise FloatingPointError(f"{error}: {advice}") from error
     if is_main():
         print(f"Best network, of step {figures['step']}:\n{table(figures)}")
+        _report(workdir, command)
         print(_guide(workdir))
+
+
+def _report(workdir: str, command: str) -> None:
+    """Write the report page; the run itself is saved without it."""
+    try:
+        write_run_page(Path(workdir), command=command)
+    except (ValueError, OSError) as error:
+        _log.warning("no report is written: %s", error)
 
 
 def _guide(workdir: str) -> str:
@@ -47,6 +61,7 @@ def _guide(workdir: str) -> str:
     return f"""
 Files in {workdir}:
   model.safetensors  the best network
+  report.html        a page about the run, to open in a browser
   metrics.json       its figures
   results.png        four of its predictions, from good to bad
   errors.png         its worst predictions

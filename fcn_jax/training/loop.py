@@ -143,7 +143,8 @@ def train(
         stack.callback(log.close)
         text = json.dumps(dataclasses.asdict(config), indent=4)
         log.text(start, "config", f"```\n{text}\n```")
-        validate = Validation(workdir, eval_source, log, best)
+        split = config.data.eval_split
+        validate = Validation(workdir, eval_source, split, log, best)
         best_iu = best and best["mean_iu"]
         display = stack.enter_context(
             Display(config, len(train_source), start, best=best_iu, shown=is_main())

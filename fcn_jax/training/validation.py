@@ -14,6 +14,7 @@ from PIL import Image
 
 from fcn_jax.evaluation.evaluate import Evaluation, evaluate
 from fcn_jax.evaluation.report import draw_results
+from fcn_jax.evaluation.summary import summarize_evaluation, write_summary
 from fcn_jax.files import WriteError, write_json
 from fcn_jax.network import Network, Palette
 from fcn_jax.processes import is_main, process_shard, sum_over_processes
@@ -26,6 +27,7 @@ from fcn_jax.weights.load import RUN_FILE, save
 from fcn_jax.weights.safetensors_file import read_metrics
 
 METRICS_FILE = "metrics.json"  # The figures of the network in RUN_FILE.
+SUMMARY_FILE = "evaluation.json"  # What a report page shows of that network.
 _BOARD_EXAMPLES = 4  # Pictures in TensorBoard, for each evaluation.
 _BOARD_SIDE = 320  # Pixels of each, at most, so that many evaluations stay small.
 
@@ -40,12 +42,14 @@ class Validation:
         workdir: directory of the run. It receives the best network as
             ``model.safetensors`` and the figures of that network as ``metrics.json``.
         source: the validation images.
+        split: their name.
         log: receives the figures.
         best: figures of the best network so far with its "step", or None.
     """
 
     workdir: Path
     source: Any
+    split: str
     log: Log
     best: dict[str, Any] | None
     _warned: bool = False
@@ -58,12 +62,8 @@ class Validation:
         Raises:
             WriteError: if the network or its figures cannot be written.
         """
-        found = evaluate(
-            net,
-            process_shard(self.source),
-            examples=_BOARD_EXAMPLES,
-            progress=is_main(),
-        )
+        source = process_shard(self.source)
+        found = evaluate(net, source, examples=_BOARD_EXAMPLES, progress=is_main())
         confusion = sum_over_processes(found.confusion)
         found = dataclasses.replace(found, confusion=confusion)
         is_best = self._is_best(found.figures["mean_iu"])
@@ -72,7 +72,7 @@ class Validation:
         if is_best:
             self.best = {"step": step, **found.figures}
             if is_main():
-                self._keep(net, found)
+                self._keep(net, source, found)
 
     def _is_best(self, mean_iu: float | None) -> bool:
         if mean_iu is None:
@@ -97,15 +97,17 @@ class Validation:
         for name, image, *labels in found.examples:
             self.log.image(step, f"eval/{name}", _row(image, labels, net.palette))
 
-    def _keep(self, net: Network, found: Evaluation) -> None:
-        """Write the network, its figures and its pictures.
+    def _keep(self, net: Network, source: Any, found: Evaluation) -> None:
+        """Write the network, its figures, its pictures and its summary.
 
         The next checkpoint tells of it. If the run is killed before that, it comes to
         the same step again and writes the same files.
         """
         save_best(self.workdir, net, self.best)
         try:
-            draw_results(self.workdir, net, process_shard(self.source), found)
+            draw_results(self.workdir, net, source, found)
+            summary = summarize_evaluation(net, source, found, split=self.split)
+            write_summary(self.workdir / SUMMARY_FILE, summary)
         except WriteError as error:
             if not self._warned:
                 _log.warning("%s; the run goes on without pictures", error)

@@ -396,7 +396,8 @@ def draw_data(root: Path):
 
 def counts(path: Path) -> bool:
     """Tell whether a file must be the same after any fault."""
-    drawn = re.match(r"(results|errors|confusion|curves)[_.].*png", path.name)
+    pictures = r"(results|errors|confusion|curves)[_.].*png"
+    drawn = re.match(rf"{pictures}|(report|evaluation)[_.]", path.name)
     return not (drawn or path.name.startswith(".") or "tensorboard" in path.parts)
 
 

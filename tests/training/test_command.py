@@ -3,6 +3,7 @@ import shlex
 import pytest
 
 from fcn_jax.__main__ import main
+from fcn_jax.evaluation.report import SCORES
 from fcn_jax.training import command
 
 CONFIG = """
@@ -39,14 +40,25 @@ def test_finished_run_is_printed_and_left_as_it_is(quick, whole_run, arguments, 
         f"{100 * figures['pixel_accuracy']:.2f}",
     ]
     at = lines.index(f"Files in {workdir}:")
-    named = [line.split()[0] for line in lines[at + 1 : at + 7]]
+    named = [line.split()[0] for line in lines[at + 1 : at + 8]]
     assert named and all((workdir / name).exists() for name in named)
     for line in lines[-2:]:  # Commands that the parser takes.
         words = shlex.split(line)
         assert words[:3] == ["python", "-m", "fcn_jax"] and str(workdir) in words
         with pytest.raises(SystemExit, match="^0$"):
             main([*words[3:], "--help"])
+    assert " train --config " in (workdir / "report.html").read_text()
     assert (workdir / "model.safetensors").stat().st_mtime_ns == before
+
+
+def test_report_that_cannot_be_written_is_a_warning(
+    arguments, monkeypatch, tmp_path, capsys, caplog
+):
+    figures = {"step": 1, "iu": {}, **dict.fromkeys(SCORES, 0.5)}
+    monkeypatch.setattr(command, "train", lambda *_, **__: figures)
+    assert main([*arguments, str(tmp_path / "run")]) == 0
+    assert "Report:" not in capsys.readouterr().out
+    assert "no report is written: " in caplog.text
 
 
 @pytest.mark.parametrize(

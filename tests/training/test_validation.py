@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 import fcn_jax
+from fcn_jax.evaluation.summary import read_summary
 from fcn_jax.training.log import Log, read_log
 from fcn_jax.training.validation import Validation
 from fcn_jax.weights.safetensors_file import read_metrics
@@ -17,7 +18,7 @@ def validation(tmp_path):
 
     def make(source, best=None):
         logs.append(Log(tmp_path, start_step=-1))
-        return Validation(tmp_path, source, logs[-1], best)
+        return Validation(tmp_path, source, "val", logs[-1], best)
 
     yield make
     for log in logs:
@@ -43,6 +44,7 @@ def test_better_network_is_kept_and_a_worse_one_leaves_it(
     assert (best["step"], best["mean_iu"]) == (2, 1)
     assert best == json.loads((tmp_path / "metrics.json").read_text())
     assert best == read_metrics(tmp_path / "model.safetensors")
+    assert {"step": 2, **read_summary(tmp_path / "evaluation.json").figures} == best
     kept = fcn_jax.load(tmp_path)
     for a, b in zip(*map(jax.tree.leaves, (kept, good)), strict=True):
         np.testing.assert_array_equal(a, b)

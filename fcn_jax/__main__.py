@@ -27,6 +27,7 @@ from fcn_jax.evaluation.report import (
 )
 from fcn_jax.evaluation.summary import Summary, summarize_evaluation
 from fcn_jax.files import enable_compilation_cache
+from fcn_jax.inference.demo import serve_demo
 from fcn_jax.inference.export import OUTPUTS, check_export_path, export
 from fcn_jax.inference.image_files import predict_files
 from fcn_jax.inference.shares import in_words, write_shares_csv, write_shares_json
@@ -45,6 +46,7 @@ from fcn_jax.weights.describe import describe
 from fcn_jax.weights.load import check_fit, load, read_file, save
 
 _WEIGHTS = "weight file, run directory, or published name such as fcn8s-heavy-pascal"
+_DEMO_EXAMPLES = 4
 _INTERRUPTED = 130  # Exit status of a command that Ctrl-C ended, by convention.
 _CONFIG = "file of configs/; --config.field=value overrides a field"
 
@@ -201,6 +203,12 @@ def _add_network_commands(add_command: Callable) -> None:
     table = "pixels, share and mean confidence of each class in each image"
     add("--csv", type=Path, metavar="FILE.csv", help=table)
     add("--json", type=Path, metavar="FILE.json", help="the same as JSON")
+
+    about = "open a web page that segments photographs"
+    add = add_command("demo", _demo, about, network=True)
+    host = "address to listen on; default: 127.0.0.1, for this machine alone"
+    add("--host", default="127.0.0.1", help=host)
+    add("--port", type=_count, default=7860, help="default: 7860")
 
     about = "write a file that runs without fcn_jax"
     add = add_command("export", _export, about, network=True)
@@ -408,6 +416,24 @@ def _count(text: str) -> int:
 
 def _check_data(args: argparse.Namespace) -> int:
     return check_data(_config(args), args.out, augmented=args.augmented)
+
+
+def _demo(args: argparse.Namespace) -> int:
+    net, config = _network(args)
+    examples = _examples(config) if config else []
+    serve_demo(net, examples=examples, host=args.host, port=args.port)
+    return 0
+
+
+def _examples(config: Config) -> list[tuple[str, np.ndarray]]:
+    """Return some validation images of a run with their names, if they are there."""
+    try:
+        source = make_source(config, config.data.eval_split)
+        found = [source[i] for i in range(min(_DEMO_EXAMPLES, len(source)))]
+    except (ValueError, OSError) as error:
+        print(f"no examples are offered: {printable(error)}", file=sys.stderr)
+        return []
+    return [(example["name"], example["image"][..., :3]) for example in found]
 
 
 def _export(args: argparse.Namespace) -> int:

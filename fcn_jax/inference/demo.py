@@ -111,18 +111,24 @@ def serve_demo(
         page = _page(gradio, net, _write_examples(Path(folder), examples), folder)
         # The fonts of this theme are those of the system.
         fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["monospace"]}
-        page.launch(
-            server_name=host,
-            server_port=port,
-            share=False,
-            ssr_mode=False,
-            footer_links=[],
-            max_file_size=_MAX_BYTES,
-            state_session_capacity=10,
-            theme=gradio.themes.Base(**fonts),
-            quiet=True,
-            prevent_thread_lock=True,
-        )
+        try:
+            page.launch(
+                server_name=host,
+                server_port=port,
+                share=False,
+                ssr_mode=False,
+                footer_links=[],
+                max_file_size=_MAX_BYTES,
+                state_session_capacity=10,
+                theme=gradio.themes.Base(**fonts),
+                quiet=True,
+                prevent_thread_lock=True,
+            )
+        except OSError as error:
+            raise OSError(
+                f"host = {host}, port = {port} cannot be listened on, perhaps because "
+                "the port is in use: choose another port"
+            ) from error
         print(f"Open http://{host}:{port} in a browser; Ctrl-C ends it", flush=True)
         page.block_thread()
 

@@ -127,6 +127,16 @@ def evaluate(
     return Evaluation(confusion, net.names, shown, tuple(scores))
 
 
+def evaluate_example(net: Network, source: Any, i: int) -> Example:
+    """Return an example of a source with its prediction; takes what `evaluate` does."""
+    model = net.model
+    source = CheckedSource(
+        source, num_classes=model.num_classes, in_channels=model.in_channels
+    )
+    (example,) = evaluate(net, [source[i]], examples=1, progress=False).examples
+    return example
+
+
 def _spread(n: int, k: int) -> list[int]:
     """Return the middles of ``k`` equal parts of ``range(n)``, or all of it."""
     k = min(n, k)

@@ -9,8 +9,7 @@ import numpy as np
 from PIL import Image
 
 from fcn_jax.charts import confusion_chart
-from fcn_jax.data.sources import CheckedSource
-from fcn_jax.evaluation.evaluate import Evaluation, evaluate
+from fcn_jax.evaluation.evaluate import Evaluation, evaluate_example
 from fcn_jax.files import replacing, write_json
 from fcn_jax.network import Network
 from fcn_jax.rows import Row, results_figure
@@ -165,11 +164,7 @@ def _add_apart(chosen: list[int], wanted: Sequence[int], length: int) -> None:
 
 def _row(net: Network, source: Any, scores: Sequence[float | None], i: int) -> Row:
     """Return an image of a source with its prediction, made small for a picture."""
-    model = net.model
-    checked = CheckedSource(
-        source, num_classes=model.num_classes, in_channels=model.in_channels
-    )
-    (example,) = evaluate(net, [checked[i]], examples=1, progress=False).examples
+    example = evaluate_example(net, source, i)
     ranked, note = _ranked(scores), "no labelled pixel"
     if scores[i] is not None:
         rank = f"rank {ranked.index(i) + 1} of {len(ranked)}"

@@ -12,8 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from fcn_jax.data.sources import CheckedSource
-from fcn_jax.evaluation.evaluate import Evaluation, Example, evaluate
+from fcn_jax.evaluation.evaluate import Evaluation, Example, evaluate_example
 from fcn_jax.files import reading, replacing
 from fcn_jax.network import Network
 from fcn_jax.visualize import colorize
@@ -88,14 +87,10 @@ def summarize_evaluation(
         split: the name of the split.
     """
     colors = colorize(np.arange(len(found.class_names)), net.palette).tolist()
-    model = net.model
-    source = CheckedSource(
-        source, num_classes=model.num_classes, in_channels=model.in_channels
-    )
     ranked = []
     for i, rank in _ranks(found.scores).items():
-        one = evaluate(net, [source[i]], examples=1, progress=False)
-        ranked.append(_ranked_image(rank, found.scores[i], one.examples[0], net))
+        example = evaluate_example(net, source, i)
+        ranked.append(_ranked_image(rank, found.scores[i], example, net))
     return Summary(
         split,
         len(found.scores),

@@ -177,7 +177,8 @@ def _page(
     def mix(found: Segmented | None, opacity: float) -> np.ndarray | None:
         if found is None:
             return None
-        return overlay(found.image, found.labels, palette=net.palette, alpha=opacity)
+        colors = {"palette": net.palette, "background": net.background}
+        return overlay(found.image, found.labels, alpha=opacity, **colors)
 
     with gradio.Blocks(
         title="FCN", analytics_enabled=False, delete_cache=(600, 3600)

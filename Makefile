@@ -2,12 +2,13 @@
 # make test: the whole test suite.  make lint: style, and imports that go one way.
 # make faults: thousands of kills, failing disks and damaged files, in about 25 minutes;
 # FAULTS_TABLE=FILE writes the table of what became of them.
+# make docs: the pages of docs/ and the API reference as HTML, in site/.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test faults lint
+.PHONY: demo test faults lint docs
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/installed
@@ -25,6 +26,10 @@ lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
+
+docs: $(VENV)/installed-dev
+	$(BIN)/python docs/build_site.py site
+	@echo "Open $(CURDIR)/site/index.html"
 
 $(VENV)/installed: pyproject.toml requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \

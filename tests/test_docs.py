@@ -1,16 +1,19 @@
 import ast
+import html
 import pkgutil
 import re
+import runpy
 import shlex
 from pathlib import Path
 
 import pytest
 
+import fcn_jax
 from fcn_jax.__main__ import main
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
-PAGES = [README, ROOT / "SECURITY.md", *sorted(ROOT.glob("docs/*.md"))]
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted(ROOT.glob("docs/*.md"))]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.M | re.S)
 
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -106,3 +109,62 @@ def test_design_names_every_module():
     words = set(re.findall(r"\w+", tree))
     modules = {path.stem for path in ROOT.glob("fcn_jax/**/*.py")}
     assert modules <= words, modules - words
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """The pages of the site by their names, and the folder that they lie in."""
+    pytest.importorskip("pdoc")
+    folder = tmp_path_factory.mktemp("site")
+    runpy.run_path(str(ROOT / "docs" / "build_site.py"))["write_site"](folder)
+    script = re.compile(r"<script.*?</script>", re.S)
+    pages = folder.rglob("*.html")
+    return {page: script.sub("", page.read_text("utf-8")) for page in pages}, folder
+
+
+def modules_in_docs():
+    """The modules that Python code in the docs imports from."""
+    code = "\n".join(code for page in PAGES for code in python_blocks(page))
+    return set(re.findall(r"^from (fcn_jax\.[\w.]+) import", code, re.M))
+
+
+def test_site_has_every_public_name_and_no_private_one(site):
+    pages, folder = site
+    found = set(re.findall(r'<section id="(\w+)"', pages[folder / "fcn_jax.html"]))
+    assert found == set(fcn_jax.__all__)
+    for page, text in pages.items():
+        private = re.findall(r'id="(?:\w+\.)*_(?!_init__)\w+"', text)
+        assert not private, f"{page}: {private}"
+
+
+def test_site_has_every_page_and_every_module_that_docs_import_from(site):
+    pages, folder = site
+    guides = {folder / f"{path.stem}.html" for path in ROOT.glob("docs/*.md")}
+    modules = {folder / f"{m.replace('.', '/')}.html" for m in modules_in_docs()}
+    assert guides | modules <= set(pages), (guides | modules) - set(pages)
+
+
+def test_site_links_lead_to_pages_and_anchors(site):
+    pages, folder = site
+    for page, text in pages.items():
+        for link in map(html.unescape, re.findall(r'href="([^"]+)"', text)):
+            if link.startswith(("https://", "http://")):
+                continue
+            file, _, anchor = link.partition("#")
+            target = (page.parent / file).resolve() if file else page
+            if not target.is_relative_to(folder):  # From the site as from docs/.
+                target = (ROOT / "docs" / file).resolve()
+            assert target.exists(), f"{page}: {link}"
+            assert not anchor or f'id="{anchor}"' in pages[target], f"{page}: {link}"
+
+
+def test_site_shows_shapes_sections_and_types_as_written(site):
+    pages, folder = site
+    metrics = pages[folder / "fcn_jax" / "evaluation" / "metrics.html"]
+    assert "<p>[C, C] int64, <code>confusion[true, predicted]</code>.</p>" in metrics
+    assert re.search(r"Arguments:</h6>\s*<ul>\s*<li><strong>label:", metrics)
+    assert re.search(r"Raises:</h6>\s*<ul>\s*<li><strong>ValueError:", metrics)
+    for page, text in pages.items():
+        plain = re.sub("<[^>]+>", "", text)
+        artefacts = re.findall(r"\._src|jax\.jaxlib|::$|Alias for field", plain, re.M)
+        assert not artefacts, f"{page}: {artefacts}"

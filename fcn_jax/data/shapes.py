@@ -8,9 +8,13 @@ import numpy as np
 from fcn_jax.data.labels import VOID
 
 CLASS_NAMES = ("background", "circle", "square", "triangle", "cross")
-# Black, orange, sky blue, bluish green and reddish purple: readers with any kind of
-# colour vision tell these apart. Reference: Okabe and Ito, Color Universal Design.
+"""The name of each class."""
 PALETTE = ((0, 0, 0), (230, 159, 0), (86, 180, 233), (0, 158, 115), (204, 121, 167))
+"""Black, orange, sky blue, bluish green and reddish purple, one for each class.
+
+Readers with any kind of colour vision tell these apart. Reference: Okabe and Ito, Color
+Universal Design.
+"""
 
 
 class ShapesSource:

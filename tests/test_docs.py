@@ -34,7 +34,8 @@ def anchors(page):
 def commands(page):
     """The commands of indented blocks, with continued lines joined."""
     text = page.read_text("utf-8").replace("\\\n", " ")
-    return re.findall(r"^    (python .+)$", text, re.M)
+    found = re.findall(r"^    ((?:python|fcn-jax) .+)$", text, re.M)
+    return [re.sub("^fcn-jax", "python -m fcn_jax", line) for line in found]
 
 
 def test_readme_is_short():

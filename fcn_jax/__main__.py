@@ -440,7 +440,8 @@ def _export(args: argparse.Namespace) -> int:
     check_export_path(args.out)
     net, _ = _network(args)
     sizes = export(args.out, net, output=args.output)
-    print(f"Written: {args.out}, checked against the network at {sizes} sizes of image")
+    checked = f"checked against the network at {sizes} sizes of image"
+    print(f"Written: {args.out}, {checked if sizes else 'not checked'}")
     return 0
 
 

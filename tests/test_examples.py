@@ -76,7 +76,7 @@ def test_finetune_runs_and_leaves_a_whole_run(tmp_path):
     notebook = execute(notebook, tmp_path)
     run = tmp_path / "runs" / "mydata"
     metrics = json.loads((run / "metrics.json").read_text("utf-8"))
-    assert metrics["mean_iu"] > 0.1  # The background is half of that of one class.
+    assert metrics["mean_iu"] > 0.1  # "background" everywhere gives 0.17.
     text = printed(notebook)
     assert re.search(rf"^mean IU +{100 * metrics['mean_iu']:.2f}$", text, re.M)
     assert "44 images in mydata" in text

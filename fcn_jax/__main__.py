@@ -48,7 +48,7 @@ from fcn_jax.weights.load import check_fit, load, read_file, save
 _WEIGHTS = "weight file, run directory, or published name such as fcn8s-heavy-pascal"
 _DEMO_EXAMPLES = 4
 _INTERRUPTED = 130  # Exit status of a command that Ctrl-C ended, by convention.
-_CONFIG = "file of configs/; --config.field=value overrides a field"
+_CONFIG = "file, or name such as quickstart; --config.field=value sets a field"
 
 
 class _HelpConfig(argparse.Action):
@@ -440,7 +440,8 @@ def _export(args: argparse.Namespace) -> int:
     check_export_path(args.out)
     net, _ = _network(args)
     sizes = export(args.out, net, output=args.output)
-    print(f"Written: {args.out}, checked against the network at {sizes} sizes of image")
+    checked = f"checked against the network at {sizes} sizes of image"
+    print(f"Written: {args.out}, {checked if sizes else 'not checked'}")
     return 0
 
 

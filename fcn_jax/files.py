@@ -1,12 +1,13 @@
 """Files: the cache folder, folders with one owner, and writing whole or not at all."""
 
 import contextlib
+import csv
 import json
 import logging
 import os
 import re
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -195,3 +196,27 @@ def write_json(path: str | Path, content: Any) -> None:
     """Write JSON, indented for reading."""
     with replacing(path, durable=True) as unfinished:
         unfinished.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def write_csv(path: str | Path, rows: Iterable[Sequence[Any]]) -> None:
+    """Write a table as CSV.
+
+    A spreadsheet would run a text such as "=1+1" as a formula, and names of classes and
+    files come from strangers. Such a text gets an apostrophe in front, which makes
+    spreadsheets show it as text.
+    """
+    with (
+        replacing(path) as unfinished,
+        # Names of files may hold bytes that are no text.
+        open(
+            unfinished, "w", encoding="utf-8", errors="backslashreplace", newline=""
+        ) as file,
+    ):
+        writer = csv.writer(file)
+        for row in rows:
+            writer.writerow([_no_formula(cell) for cell in row])
+
+
+def _no_formula(cell: Any) -> Any:
+    is_formula = isinstance(cell, str) and cell.startswith(tuple("=+-@\t\r"))
+    return f"'{cell}" if is_formula else cell

@@ -9,6 +9,7 @@ import pytest
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 TORCH = importlib.util.find_spec("torch") is not None
+OPENVINO = importlib.util.find_spec("openvino") is not None
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}  # Speed does not matter here.
 
 
@@ -29,6 +30,21 @@ def run(tmp_path, script, *arguments, **options):
     assert figures.pop("arguments")["out"] == str(out)
     assert all(figures.pop(key) for key in ("device", "jax", "date"))
     return figures, printed.stdout
+
+
+def test_deploy_measures_each_way(tmp_path):
+    options = {"variant": "fcn32s", "side": 32, "width": 1 / 32}
+    figures, printed = run(tmp_path, "deploy.py", **options, repeats=1, sample=0.001)
+    names = ["fcn_jax.predict", "file for JAX", "onnxruntime"]
+    names += ["OpenVINO", "OpenVINO bfloat16"] * OPENVINO
+    assert list(figures["ways"]) == names
+    for name, found in figures["ways"].items():
+        assert name in printed
+        assert all(found[k] > 0 for k in ("images/s", "ratio", "first"))
+        assert found["agreement"] > (0.8 if "bfloat16" in name else 0.999)
+    assert ("openvino: not installed" in printed) != OPENVINO
+    assert list(figures["bytes"]) == [".npz", ".onnx", ".safetensors"]
+    assert min(figures["bytes"].values()) > 100_000
 
 
 def test_exact_finds_equal_results(tmp_path):

@@ -1,3 +1,4 @@
+import csv
 import errno
 import json
 import logging
@@ -14,6 +15,7 @@ from fcn_jax.files import (
     owning,
     remove_leftovers,
     replacing,
+    write_csv,
     write_json,
 )
 
@@ -79,6 +81,20 @@ def test_leftovers_of_killed_processes_are_removed_and_no_others(tmp_path):
 def test_write_json_is_read_back(tmp_path):
     write_json(tmp_path / "a.json", {"iu": [0.5, None]})
     assert json.loads((tmp_path / "a.json").read_text()) == {"iu": [0.5, None]}
+
+
+def test_csv_is_read_back_and_holds_no_formula(tmp_path):
+    path = tmp_path / "a.csv"
+    rows = [("class", "n"), ('a, "b"', -1), ("=1+1", 2), ("@x", None), ("é\udcff", 3)]
+    write_csv(path, rows)
+    with open(path, encoding="utf-8", newline="") as file:
+        assert list(csv.reader(file)) == [
+            ["class", "n"],
+            ['a, "b"', "-1"],
+            ["'=1+1", "2"],
+            ["'@x", ""],
+            ["é\\udcff", "3"],
+        ]
 
 
 # A process that leaves its compiled programs to the next.

@@ -433,6 +433,15 @@ def test_export_writes_what_gives_the_labels_of_the_network(
     np.testing.assert_array_equal(fcn_jax.load_exported(path)(image), expected)
 
 
+def test_export_tells_that_a_file_was_not_checked(
+    weights, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(command_line, "export", lambda *_, **__: 0)
+    path = str(tmp_path / "net.onnx")
+    assert main(["export", "--weights", weights, "--out", path]) == 0
+    assert capsys.readouterr().out == f"Written: {path}, not checked\n"
+
+
 def test_predict_lists_unreadable_images_at_the_end(make_run, tmp_path, capsys):
     run, out = make_run(root="not needed"), tmp_path / "out"
     bad, absent, good = (tmp_path / name for name in ("bad.jpg", "no.png", "good.png"))

@@ -1,6 +1,5 @@
 """The figures of an evaluation as a table, as files, and beside published ones."""
 
-import csv
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from PIL import Image
 
 from fcn_jax.charts import confusion_chart
 from fcn_jax.evaluation.evaluate import Evaluation, evaluate_example
-from fcn_jax.files import replacing, write_json
+from fcn_jax.files import write_csv, write_json
 from fcn_jax.network import Network
 from fcn_jax.rows import Row, results_figure
 
@@ -70,14 +69,8 @@ def beside_published(name: str, split: str, figures: dict[str, Any]) -> str:
 def write_confusion(path: Path, evaluation: Evaluation) -> None:
     """Write a confusion matrix as CSV, a row for each true class, in pixels."""
     names, confusion = evaluation.class_names, evaluation.confusion
-    with (
-        replacing(path) as unfinished,
-        open(unfinished, "w", encoding="utf-8", newline="") as file,
-    ):
-        writer = csv.writer(file)
-        writer.writerow(["true \\ predicted", *names])
-        for name, row in zip(names, confusion.tolist(), strict=True):
-            writer.writerow([name, *row])
+    rows = [(name, *row) for name, row in zip(names, confusion.tolist(), strict=True)]
+    write_csv(path, [("true \\ predicted", *names), *rows])
 
 
 def write_report(

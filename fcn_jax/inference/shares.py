@@ -1,6 +1,5 @@
 """The share of each class in an image, in words and as tables."""
 
-import csv
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from fcn_jax.data.shorten import printable
-from fcn_jax.files import replacing, write_json
+from fcn_jax.files import write_csv, write_json
 
 _MOST_NAMED = 5  # Classes in a line; the others are counted.
 _COLUMNS = ("image", "class", "pixels", "share", "mean_confidence")
@@ -84,18 +83,12 @@ def write_shares_csv(
         found: the shares of each image.
         class_names: C names.
     """
-    with (
-        replacing(path) as unfinished,
-        # Names of files may hold bytes that are no text.
-        open(
-            unfinished, "w", encoding="utf-8", errors="backslashreplace", newline=""
-        ) as file,
-    ):
-        writer = csv.writer(file)
-        writer.writerow(_COLUMNS)
-        for image, shares in found.items():
-            for values in _rows(shares, class_names):
-                writer.writerow([image, *values.values()])
+    rows = [
+        (str(image), *values.values())
+        for image, shares in found.items()
+        for values in _rows(shares, class_names)
+    ]
+    write_csv(path, [_COLUMNS, *rows])
 
 
 def write_shares_json(

@@ -13,6 +13,7 @@ from typing import Any, get_type_hints
 
 from fcn_jax.training.config import Config, as_tuple, flat
 
+CONFIGS = Path(__file__).parents[1] / "configs"  # Of the project, which come along.
 _START = "--config."
 _INDENT = {"initial_indent": "    ", "subsequent_indent": "    "}
 _EXAMPLES = {bool: ": true or false", tuple: ', such as "(1, 2)"'}
@@ -22,17 +23,16 @@ def read_config(path: str, overrides: Sequence[str] = ()) -> Config:
     """Run a config file and set fields of its config.
 
     Args:
-        path: a Python file with a function ``get_config()``, which returns a `Config`.
+        path: a Python file with a function ``get_config()``, which returns a `Config`;
+            or the name of one of `CONFIGS`, such as "quickstart".
         overrides: ``--config.field=value`` each.
 
     Raises:
         ValueError: if there is no such file, it raises an error or gives something
             else, a field does not exist, or a value is not of the field's type.
     """
-    if not Path(path).is_file():
-        raise ValueError(f"--config={path}: there is no such file")
     try:
-        config = runpy.run_path(path)["get_config"]()
+        config = runpy.run_path(str(_file_of(path)))["get_config"]()
     except Exception as error:  # The file is code and may raise anything.
         reason = f"{type(error).__name__}: {error}"
         raise ValueError(f"--config={path}: {reason}") from error
@@ -51,6 +51,23 @@ def read_config(path: str, overrides: Sequence[str] = ()) -> Config:
         owner = getattr(config, part) if part else config
         setattr(owner, field, _parsed(name, text, kinds[name]))
     return config
+
+
+def _file_of(path: str) -> Path:
+    """Return the file that ``--config`` means.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    if Path(path).is_file():
+        return Path(path)
+    names = sorted(file.stem for file in CONFIGS.glob("*.py"))
+    if path not in names:
+        raise ValueError(
+            f"--config={path}: there is no such file, and the configs that come along "
+            f"are {', '.join(names)}"
+        )
+    return CONFIGS / f"{path}.py"
 
 
 def split_overrides(words: Sequence[str]) -> tuple[list[str], list[str]]:

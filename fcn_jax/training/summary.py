@@ -38,8 +38,9 @@ def describe_run(
     for line in (
         f"{config.model.variant}: {parameters:,} parameters; {flop:.3g} GFLOP for an "
         f"image of {sides[0]}x{sides[1]}, about 3 times that to train on it",
-        f"{config.steps} steps of {config.batch_size} images: {epochs:.3g} epochs of "
-        f"{len(source)} images; an evaluation every {config.eval_every} steps",
+        f"{config.steps} steps of {config.batch_size} images; passes over the "
+        f"{len(source)} images: {epochs:.3g}; an evaluation every {config.eval_every} "
+        "steps",
         f"{len(devices)} device{'s' * (len(devices) > 1)}: {', '.join(kinds)}",
     ):
         _log.info("%s", line)

@@ -1,6 +1,7 @@
 import functools
 import json
 import pickle
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
@@ -231,6 +233,71 @@ def test_onnx_example_serves_its_file_without_jax(onnx_path, tmp_path):
     shares = {NAMES[i]: 100 * (labels == i).mean() for i in np.unique(labels)}
     lines = [f"{name}: {share:.1f} % of the pixels" for name, share in shares.items()]
     assert printed.splitlines() == lines
+
+
+@pytest.fixture
+def refusal(tmp_path, monkeypatch):
+    """A function that runs an example in a folder and returns how it ends."""
+    Image.fromarray(picture(8, 8)).save(tmp_path / "photo.png")
+    (tmp_path / "text.png").write_text("no image")
+    (tmp_path / "text").write_text("no network")
+    monkeypatch.chdir(tmp_path)
+
+    def run(script, *arguments):
+        monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            runpy.run_path(str(EXAMPLES / script))
+        return end.value.code
+
+    return run
+
+
+UNREAD = {
+    "serve_onnx.py": "cannot be read as an .onnx file: ",
+    "serve.py": "is missing, or it is not an .npz file",
+}
+
+
+@pytest.mark.parametrize("script", UNREAD)
+def test_examples_refuse_what_they_cannot_read_or_write(
+    script, path, onnx_path, refusal
+):
+    network, other = onnx_path, path
+    if script == "serve.py":
+        network, other = other, network
+    assert "photo.jpg labels.png" in refusal(script, network)
+    for file in ("none", "text", other):
+        found = refusal(script, file, "photo.png", "a.png")
+        assert found.startswith(f"{file} {UNREAD[script]}")
+    for photo in ("none.png", "text.png"):
+        found = refusal(script, network, photo, "a.png")
+        assert found.startswith(f"{photo} cannot be read as an image: ")
+    found = refusal(script, network, "photo.png", "none/a.png")
+    assert found.startswith("none/a.png cannot be written: ")
+
+
+def test_examples_refuse_networks_that_give_logits(path, refusal, unchecked):
+    arrays = arrays_of(path)
+    metadata = json.loads(str(arrays["metadata"])) | {"output": "logits"}
+    np.savez("a.npz", **arrays | {"metadata": np.array(json.dumps(metadata))})
+    export("a.onnx", NET, output="logits")
+    for script, name in (("serve.py", "a.npz"), ("serve_onnx.py", "a.onnx")):
+        message = f"{name}: export a network of RGB images with --output labels"
+        assert refusal(script, name, "photo.png", "a.png") == message
+
+
+def test_examples_refuse_files_of_other_programs(refusal):
+    np.savez("other.npz", a=np.zeros(3))
+    found = refusal("serve.py", "other.npz", "photo.png", "a.png")
+    assert found.startswith("other.npz cannot be read as a file of fcn_jax export")
+    node = onnx.helper.make_node("Relu", ["x"], ["y"])
+    x, y = (onnx.helper.make_tensor_value_info(name, 1, [2]) for name in "xy")
+    graph = onnx.helper.make_graph([node], "other", [x], [y])
+    opsets = [onnx.helper.make_opsetid("", 17)]
+    model = onnx.helper.make_model(graph, opset_imports=opsets, ir_version=8)
+    onnx.save(model, "other.onnx")
+    found = refusal("serve_onnx.py", "other.onnx", "photo.png", "a.png")
+    assert found.startswith("other.onnx: export a network of RGB images")
 
 
 def test_onnx_file_without_the_package_onnx_is_refused(tmp_path, monkeypatch):

@@ -81,6 +81,14 @@ def test_config_file_that_gives_no_config_is_named(tmp_path, code, message):
         read_config(str(path))
 
 
+def test_configs_that_come_along_are_known_by_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    expected = read_config(str(ROOT / "configs" / "quickstart.py"))
+    assert read_config("quickstart") == expected
+    with pytest.raises(ValueError, match="--config=fast: .* are ade20k, camvid, .*"):
+        read_config("fast")
+
+
 def test_help_has_the_type_the_default_and_a_meaning_for_every_field(capsys):
     with pytest.raises(SystemExit, match="^0$"):
         main(["train", "--helpconfig"])

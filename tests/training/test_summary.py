@@ -73,6 +73,6 @@ def test_run_is_described_before_its_first_step(caplog):
         describe_run(cropped, STATE, source, jax.devices()[:1])
     first, second, third, fourth, *_ = (r.getMessage() for r in caplog.records)
     assert first.startswith("fcn32s: 250 parameters; ") and "of 1x1," in first
-    assert second.startswith("100 steps of 8 images: 20 epochs of 40 images")
+    assert second.startswith("100 steps of 8 images; passes over the 40 images: 20;")
     assert third.startswith("1 device: ")
     assert "image of 24x48," in fourth

@@ -1,4 +1,4 @@
-"""Images too large for the memory: run in tiles, stitched to what the whole gives.
+"""Compute large images in tiles, with the result of the whole image.
 
 A network sees one tile of the image at a time, and three things make the tile's scores
 those of the whole image.

@@ -188,7 +188,7 @@ class FCN(nn.Module):
         num_classes: C.
         geometry: "same", where every convolution keeps the size of its map, or "caffe",
             that of the authors' release, which the published weights need (see
-            geometry.py).
+            `fcn_jax.models.geometry`).
         crop: "center" or "corner", the part to keep of an upsampled map that is larger
             than the map it is added to; ignored in geometry "caffe".
         in_channels: channels of the image, from 3 to 10,000. The first three are RGB.

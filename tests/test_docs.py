@@ -6,7 +6,9 @@ import runpy
 import shlex
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 import fcn_jax
 from fcn_jax.__main__ import main
@@ -66,6 +68,17 @@ def test_python_compiles_and_its_imports_exist(page):
             if isinstance(node, ast.Import | ast.ImportFrom)
         ]
         exec("\n".join(map(ast.unparse, imports)), {})
+
+
+def test_first_lines_of_the_readme_run_as_pasted(reference, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    net = reference.network("fcn32s").replace(class_names=("a", "b", "c", "d"))
+    fcn_jax.save("runs/quickstart/model.safetensors", net)
+    found = {}
+    exec(python_blocks(README)[0], found)
+    assert found["picture"].shape[0] > found["image"].shape[0]  # The legend.
+    with Image.open("labels.png") as labels:
+        np.testing.assert_array_equal(labels, found["labels"])
 
 
 @each_page

@@ -129,10 +129,10 @@ def strike(monkeypatch, module, name, nth):
     monkeypatch.setattr(module, name, call)
 
 
-def test_run_killed_twenty_times_leaves_what_an_unbroken_one_does(
+def test_run_killed_again_and_again_leaves_what_an_unbroken_one_does(
     thin_config, records, tmp_path, monkeypatch
 ):
-    config = thin_config(log_every=4, eval_every=3, steps=9)
+    config = thin_config(log_every=4, eval_every=3, steps=6)
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     figures = loop.train(config, whole)
     add, save = (Meter, "add"), (Checkpoints, "save")
@@ -142,14 +142,12 @@ def test_run_killed_twenty_times_leaves_what_an_unbroken_one_does(
     strikes += [(validation, "draw_results", 1), (validation, "write_json", 1)]
     strikes += [(*save, 1), (*save, 1)]
     strikes += [(*add, 4), (*add, 2), (*add, 3), (*save, 1), (*save, 1)]
-    strikes += [(*add, 4), (*add, 2), (*add, 3), (*save, 1), (*save, 1)]
-    strikes += [(loop, "learning_curves", 1)] * 3
+    strikes += [(loop, "learning_curves", 1)] * 2
     for target in strikes:
         with monkeypatch.context() as patch:
             strike(patch, *target)
             with pytest.raises(RuntimeError, match="killed"):
                 loop.train(config, broken)
-    assert len(strikes) == 20
     assert loop.train(config, broken) == figures
     assert records(broken) == records(whole)
     assert checkpoint_steps(broken) == checkpoint_steps(whole)

@@ -6,6 +6,7 @@ The references are written from the definitions, in numpy, ONNX and protobuf.
 import contextlib
 import io
 import os
+import shutil
 import struct
 import zlib
 from types import SimpleNamespace
@@ -18,6 +19,7 @@ import pytest
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from hypothesis import settings
 from PIL import Image
+from selenium import webdriver
 
 from fcn_jax import progress
 from fcn_jax.models.fcn import FCN
@@ -65,6 +67,22 @@ def terminal(capsys, monkeypatch):
     """`capsys`, whose standard error counts as a terminal."""
     monkeypatch.setattr(progress, "on_terminal", lambda: True)
     return capsys
+
+
+@pytest.fixture
+def browser(tmp_path):
+    """A headless Chromium, which downloads into tmp_path / "downloads"."""
+    if not (program := shutil.which("chromedriver")):
+        pytest.skip("needs Chromium and its chromedriver")
+    options = webdriver.ChromeOptions()
+    for argument in ("headless=new", "no-sandbox", "disable-dev-shm-usage"):
+        options.add_argument(f"--{argument}")
+    downloads = {"download.default_directory": str(tmp_path / "downloads")}
+    options.add_experimental_option("prefs", downloads)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    driver = webdriver.Chrome(options, webdriver.ChromeService(program))
+    yield driver
+    driver.quit()
 
 
 # name: (side of the kernel, channels in, channels out) at width 1, in order.

@@ -5,11 +5,11 @@ import subprocess
 import sys
 import tempfile
 from importlib.util import find_spec
-from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from selenium.webdriver.support.ui import WebDriverWait
 
 import fcn_jax
 from fcn_jax.__main__ import main
@@ -17,7 +17,6 @@ from fcn_jax.inference import demo
 from fcn_jax.inference.demo import area_legend, segment_file, serve_demo
 
 NAMES = ("sky", "<script>alert(1)</script>", "car", "boat")
-DRIVER = Path("/usr/bin/chromedriver")
 
 
 @pytest.fixture(scope="module")
@@ -109,47 +108,25 @@ def served(weights):
             process.terminate()
 
 
-@contextlib.contextmanager
-def browser(folder):
-    from selenium import webdriver
-
-    options = webdriver.ChromeOptions()
-    for argument in ("headless=new", "no-sandbox", "disable-dev-shm-usage"):
-        options.add_argument(f"--{argument}")
-    options.add_experimental_option(
-        "prefs", {"download.default_directory": str(folder)}
-    )
-    service = webdriver.ChromeService(str(DRIVER))
-    driver = webdriver.Chrome(options, service)
-    try:
-        yield driver
-    finally:
-        driver.quit()
-
-
-missing = [name for name in ("gradio", "selenium") if not find_spec(name)]
-missing += [] if DRIVER.exists() else [str(DRIVER)]
-
-
-@pytest.mark.skipif(bool(missing), reason=f"needs {', '.join(missing)}")
-def test_page_segments_an_upload_and_refuses_what_is_no_image(net, photo, tmp_path):
-    from selenium.webdriver.support.ui import WebDriverWait
-
+@pytest.mark.skipif(not find_spec("gradio"), reason="needs pip install '.[demo]'")
+def test_page_segments_an_upload_and_refuses_what_is_no_image(
+    net, photo, tmp_path, browser
+):
     fcn_jax.save(tmp_path / "net.safetensors", net)
     (tmp_path / "text.txt").write_text("no image")
     labels = fcn_jax.predict(net, str(photo))
-    folder = tmp_path / "downloads"
+    mask_file = tmp_path / "downloads" / "mask.png"
     upload = "#photograph input[type=file]"
-    with served(tmp_path / "net.safetensors") as url, browser(folder) as driver:
 
-        def wait(css):
-            find = WebDriverWait(driver, 20).until
-            return find(lambda d: d.find_elements("css selector", css))[0]
+    def wait(css):
+        find = WebDriverWait(browser, 20).until
+        return find(lambda d: d.find_elements("css selector", css))[0]
 
-        driver.get(url)
+    with served(tmp_path / "net.safetensors") as url:
+        browser.get(url)
         wait(upload).send_keys(str(photo))
         wait("#legend td")
-        rows = driver.find_elements("css selector", "#legend tbody tr")
+        rows = browser.find_elements("css selector", "#legend tbody tr")
         counts = np.bincount(labels.ravel(), minlength=4)
         assert [row.text.rsplit(maxsplit=2) for row in rows] == [
             [NAMES[i], f"{100 * counts[i] / labels.size:.2f}", "%"]
@@ -158,17 +135,17 @@ def test_page_segments_an_upload_and_refuses_what_is_no_image(net, photo, tmp_pa
         ]
         wait("#overlay img"), wait("#confidence img")
         wait("#mask").click()
-        WebDriverWait(driver, 20).until(lambda _: (folder / "mask.png").exists())
-        with Image.open(folder / "mask.png") as mask:
+        WebDriverWait(browser, 20).until(lambda _: mask_file.exists())
+        with Image.open(mask_file) as mask:
             assert mask.mode == "P"
             np.testing.assert_array_equal(np.asarray(mask), labels)
-        loaded = driver.execute_script(
+        loaded = browser.execute_script(
             "return performance.getEntriesByType('resource').map(e => e.name)"
         )
         assert loaded and all(name.startswith(url) for name in loaded)
-        driver.get(url)
+        browser.get(url)
         wait(upload).send_keys(str(tmp_path / "text.txt"))
         toast = wait(".toast-body")  # It fades in.
-        WebDriverWait(driver, 20).until(
+        WebDriverWait(browser, 20).until(
             lambda _: "text.txt: cannot be read as an image" in toast.text
         )

@@ -170,3 +170,33 @@ def test_published_figures_of_camvid_are_those_of_its_validation_images(
     text = page(summary, data).text
     assert "73.20 %" in text and "94.50 %" in text  # FCN-8s.
     assert ("cannot be compared" not in text) == beside
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_page_fits_a_screen_and_its_sliders_move(whole_run, tmp_path, browser, width):
+    page = write_run_page(copied(whole_run, tmp_path), command="")
+    command, run = browser.execute_cdp_cmd, browser.execute_script
+    screen = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": False}
+    command("Emulation.setDeviceMetricsOverride", screen)
+    colors = set()
+    for scheme in ("light", "dark"):
+        media = [{"name": "prefers-color-scheme", "value": scheme}]
+        command("Emulation.setEmulatedMedia", {"features": media})
+        browser.get(page.as_uri())
+        assert run("return document.documentElement.scrollWidth") <= width
+        body = "getComputedStyle(document.body)"
+        colors.add(run(f"return {body}.color + {body}.backgroundColor"))
+    assert len(colors) == 2
+    shown = run(
+        """
+        const slider = document.querySelector(".slider");
+        const above = slider.closest("figure").querySelector(".above");
+        return [0, 100].map(value => {
+            slider.value = value;
+            slider.dispatchEvent(new Event("input", {bubbles: true}));
+            return getComputedStyle(above).clipPath;
+        });
+        """
+    )
+    assert shown == ["inset(0px 0px 0px 100%)", "inset(0px 0px 0px 0%)"]
+    assert browser.get_log("browser") == []  # Not even a warning.

@@ -26,10 +26,10 @@ from fcn_jax.models.fcn import FCN
 from fcn_jax.network import Network
 
 # Compiling takes most of the time of these tests, and their networks are small: with
-# these settings it takes a quarter. The processes that tests start have them, too.
+# these settings it takes a fifth. The processes that tests start have them, too.
 os.environ["XLA_FLAGS"] = (
     "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true "
-    "--xla_cpu_use_fusion_emitters=false"
+    "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
 )
 
 # The same examples on every machine, and no deadline: these machines may be slow.

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
-import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
@@ -182,9 +181,8 @@ def overlay_strips(
 
 
 def _strips(labels: np.ndarray) -> list[slice]:
-    return row_strips(
-        *labels.shape, _STRIP
-    )  # The floats of a whole image are too many.
+    # The floats of a whole image are too many.
+    return row_strips(*labels.shape, _STRIP)
 
 
 def _edges(labels: np.ndarray, rows: slice) -> np.ndarray:
@@ -304,6 +302,8 @@ def _font_size(shape: tuple[int, ...]) -> int:
 @functools.cache
 def load_font(size: int) -> ImageFont.FreeTypeFont:
     """Return a font, DejaVu Sans, which has the letters of many scripts."""
+    import matplotlib
+
     folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
     return ImageFont.truetype(folder / "DejaVuSans.ttf", size)
 

@@ -180,6 +180,16 @@ def _page(
         colors = {"palette": net.palette, "background": net.background}
         return overlay(found.image, found.labels, alpha=opacity, **colors)
 
+    def picture(label: str, elem_id: str) -> Any:
+        return gradio.Image(
+            label=label,
+            format="png",
+            interactive=False,
+            buttons=["fullscreen"],
+            height=320,
+            elem_id=elem_id,
+        )
+
     with gradio.Blocks(
         title="FCN", analytics_enabled=False, delete_cache=(600, 3600)
     ) as page:
@@ -203,25 +213,11 @@ def _page(
                 gradio.Markdown("## Classes")
                 legend = gradio.HTML(elem_id="legend")
             with gradio.Column():
-                mixed = gradio.Image(
-                    label="Overlay",
-                    format="png",
-                    interactive=False,
-                    buttons=["fullscreen"],
-                    height=320,
-                    elem_id="overlay",
-                )
+                mixed = picture("Overlay", "overlay")
                 opacity = gradio.Slider(
                     0, 1, _OPACITY, label="Opacity", elem_id="opacity"
                 )
-                confidence = gradio.Image(
-                    label="Confidence: white is certain",
-                    format="png",
-                    interactive=False,
-                    buttons=["fullscreen"],
-                    height=320,
-                    elem_id="confidence",
-                )
+                confidence = picture("Confidence: white is certain", "confidence")
                 mask = gradio.DownloadButton("Download the mask", elem_id="mask")
         outputs = [found, mixed, confidence, legend, mask]
         file.change(segment, [file, opacity], outputs, api_visibility="private")

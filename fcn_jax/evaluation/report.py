@@ -122,7 +122,7 @@ def typical_images(scores: Sequence[float | None]) -> list[int]:
     Returns:
         Four indices, the best image first, or fewer if the split has fewer images.
     """
-    ranked = _ranked(scores)
+    ranked = _candidates(scores)
     chosen: list[int] = []
     for i in range(_ROWS):
         wanted = (2 * i + 1) * len(ranked) // (2 * _ROWS)
@@ -135,15 +135,19 @@ def worst_images(scores: Sequence[float | None]) -> list[int]:
     """Choose the worst images, the very worst first, apart as in `typical_images`."""
     chosen: list[int] = []
     for _ in range(_ROWS):
-        _add_apart(chosen, _ranked(scores)[::-1], len(scores))
+        _add_apart(chosen, _candidates(scores)[::-1], len(scores))
     return chosen
 
 
-def _ranked(scores: Sequence[float | None]) -> list[int]:
-    """Return the indices of the images, the best first; without any score, all."""
+def ranked_images(scores: Sequence[float | None]) -> list[int]:
+    """Return the indices of the images that have a score, the best first."""
     known = [i for i, score in enumerate(scores) if score is not None]
-    order = known or range(len(scores))
-    return sorted(order, key=lambda i: -(scores[i] or 0.0))
+    return sorted(known, key=lambda i: -scores[i])
+
+
+def _candidates(scores: Sequence[float | None]) -> list[int]:
+    """Return the images by rank; without any score, all."""
+    return ranked_images(scores) or list(range(len(scores)))
 
 
 def _add_apart(chosen: list[int], wanted: Sequence[int], length: int) -> None:
@@ -158,8 +162,9 @@ def _add_apart(chosen: list[int], wanted: Sequence[int], length: int) -> None:
 def _row(net: Network, source: Any, scores: Sequence[float | None], i: int) -> Row:
     """Return an image of a source with its prediction, made small for a picture."""
     example = evaluate_example(net, source, i)
-    ranked, note = _ranked(scores), "no labelled pixel"
+    note = "no labelled pixel"
     if scores[i] is not None:
+        ranked = ranked_images(scores)
         rank = f"rank {ranked.index(i) + 1} of {len(ranked)}"
         note = f"mean IU {scores[i]:.2f}\n{rank}"
     maps = [_small(each.astype(np.uint8)) for each in (example[2], example[3])]

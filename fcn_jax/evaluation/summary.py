@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from fcn_jax.evaluation.evaluate import Evaluation, Example, evaluate_example
+from fcn_jax.evaluation.report import ranked_images
 from fcn_jax.files import reading, replacing
 from fcn_jax.network import Network
 from fcn_jax.visualize import colorize
@@ -103,8 +104,7 @@ def summarize_evaluation(
 
 def _ranks(scores: tuple[float | None, ...]) -> dict[int, str]:
     """Return the indices of the best, the median and the worst score."""
-    known = [i for i, score in enumerate(scores) if score is not None]
-    order = sorted(known, key=lambda i: scores[i], reverse=True)
+    order = ranked_images(scores)
     if not order:
         return {}
     places = {"best": order[0], "worst": order[-1], "median": order[len(order) // 2]}

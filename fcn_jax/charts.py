@@ -37,10 +37,10 @@ def learning_curves(path: str | Path, records: Sequence[dict[str, Any]]) -> None
     grid = figure.add_gridspec(4, 2)
     places = grid[:3, 0], grid[3, 0], grid[:2, 1], grid[2:, 1]
     panels = loss, rate, scores, classes = list(map(figure.add_subplot, places))
-    _draw_loss(loss, *_curve(records, "loss"))
-    steps, rates = _curve(records, "learning_rate")
+    _draw_loss(loss, *curve(records, "loss"))
+    steps, rates = curve(records, "learning_rate")
     rate.plot(steps, rates, _style(steps), color=_COLOR, linewidth=2)
-    best = _draw_scores(scores, {key: _curve(records, key) for key in _SCORES})
+    best = _draw_scores(scores, {key: curve(records, key) for key in _SCORES})
     first = _draw_classes(figure, classes, records, best)
     titles = "training loss", "learning rate", "", "IU of each class"
     last = max((record["step"] for record in records), default=0)
@@ -138,7 +138,13 @@ def _score(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}"
 
 
-def _curve(records: Sequence[dict], key: str) -> tuple[np.ndarray, np.ndarray]:
+def curve(records: Sequence[dict[str, Any]], key: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return the steps of a log with a value, and the values, nan for None.
+
+    Args:
+        records: as for `learning_curves`.
+        key: the name of the value.
+    """
     points = {record["step"]: record[key] for record in records if key in record}
     steps = sorted(points)
     return np.array(steps), np.array([points[step] for step in steps], float)

@@ -7,7 +7,8 @@ import numpy as np
 
 from fcn_jax.markup import Html, element
 
-Curve = tuple[Sequence[float], Sequence[float]]  # Steps and values.
+# Steps and values.
+Curve = tuple[Sequence[float] | np.ndarray, Sequence[float] | np.ndarray]
 
 _WIDTH, _HEIGHT = 480, 270
 _LEFT, _RIGHT, _TOP, _BOTTOM = 58, 20, 40, 44  # Margins.
@@ -30,7 +31,7 @@ def line_chart(
     Returns:
         An element, which takes the width of what it lies in.
     """
-    curves = {name: _thinned(*curve) for name, curve in curves.items() if curve[0]}
+    curves = {name: _thinned(*curve) for name, curve in curves.items() if len(curve[0])}
     if not curves:
         return element("p", f"{title}: nothing is logged yet.")
     steps = np.concatenate([steps for steps, _ in curves.values()])

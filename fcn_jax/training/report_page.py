@@ -14,6 +14,7 @@ import numpy as np
 import optax
 
 import fcn_jax
+from fcn_jax.charts import curve
 from fcn_jax.data.voc_classes import CLASS_NAMES
 from fcn_jax.evaluation.report import PUBLISHED_FIGURES, PUBLISHED_SPLIT, SCORES
 from fcn_jax.evaluation.summary import RankedImage, Summary, read_summary
@@ -250,10 +251,9 @@ def _curves_section(records: Sequence[dict[str, Any]]) -> Html:
 
 
 def _curve(records: Sequence[dict[str, Any]], key: str) -> Curve:
-    # Of a step that a resumed run logged again, the last record counts.
-    points = {r["step"]: r[key] for r in records if r.get(key) is not None}
-    steps = sorted(points)
-    return steps, [points[step] for step in steps]
+    steps, values = curve(records, key)
+    known = np.isfinite(values)
+    return steps[known], values[known]
 
 
 def _classes_section(summary: Summary) -> Html:

@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -113,13 +113,32 @@ def main_first() -> Iterator[None]:
 
 def process_shard(source: Any) -> Any:
     """Return the examples of a source that this process evaluates."""
-    return _Shard(source, range(jax.process_index(), len(source), jax.process_count()))
+    return _Shard(source, range(len(source))[_own_indices()])
+
+
+def merge_shards(values: Sequence[float], length: int) -> np.ndarray:
+    """Return a number for each example of a source, whichever process found it.
+
+    Args:
+        values: a number for each example of this process's `process_shard`.
+        length: examples of the whole source.
+
+    Returns:
+        [length] float64, in the order of the source.
+    """
+    merged = np.zeros(length)
+    merged[_own_indices()] = values
+    return sum_over_processes(merged)
 
 
 def all_devices() -> list[jax.Device]:
     """Return all devices ordered by process, as the rows of a batch are."""
     processes = range(jax.process_count())
     return [d for p in processes for d in jax.local_devices(process_index=p)]
+
+
+def _own_indices() -> slice:
+    return slice(jax.process_index(), None, jax.process_count())
 
 
 def _gather(values: np.ndarray) -> np.ndarray:

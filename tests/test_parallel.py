@@ -29,6 +29,7 @@ from fcn_jax.parallel import make_parallel
 from fcn_jax.processes import (
     initialize,
     is_main,
+    merge_shards,
     preempted,
     process_shard,
     sum_over_processes,
@@ -238,7 +239,10 @@ def count():
     """Prints what the processes find together."""
     found = np.array([[2**40, 1], [0, jax.process_index()]])
     print(json.dumps(sum_over_processes(found).tolist()))
-    print(json.dumps([example["name"] for example in process_shard(Voids())]))
+    names = [int(example["name"]) for example in process_shard(Voids())]
+    print(json.dumps(names))
+    merged = merge_shards([np.nan if name == 7 else name / 3 for name in names], 40)
+    print(json.dumps(merged.tolist()))
 
 
 class Processes:
@@ -397,14 +401,16 @@ def test_processes_count_together_and_refuse_what_they_cannot_share(start):
     ).end()
     names = []
     for i in range(3):
-        total, share, *errors = run.text(i).splitlines()[-6:]
+        total, share, merged, *errors = run.text(i).splitlines()[-7:]
         assert json.loads(total) == [[3 * 2**40, 3], [0, 0 + 1 + 2]]
         names += json.loads(share)
+        thirds = [np.nan if name == 7 else name / 3 for name in range(40)]
+        np.testing.assert_array_equal(json.loads(merged), thirds)
         assert "do not start from the same state" in errors[0]
         assert 'mode = "none" is for one process, but this run has 3' in errors[1]
         for error in errors[2:]:
             assert "with several processes must have the same shape" in error
-    assert sorted(names, key=int) == [str(i) for i in range(len(Voids()))]
+    assert sorted(names) == list(range(len(Voids())))
 
 
 def test_checkpoint_moves_between_devices_modes_and_processes(start, folder, expected):

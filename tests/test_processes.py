@@ -7,6 +7,7 @@ from fcn_jax.processes import (
     assert_equal_across_processes,
     is_main,
     main_first,
+    merge_shards,
     preempted,
     process_shard,
     sum_over_processes,
@@ -28,6 +29,7 @@ def test_lone_process_is_the_main_one_and_waits_for_nobody():
 def test_shard_of_a_lone_process_is_the_whole_source():
     shard = process_shard(["a", "b", "c"])
     assert len(shard) == 3 and [shard[i] for i in range(3)] == ["a", "b", "c"]
+    assert merge_shards([1, 2, 0.1], 3).tolist() == [1, 2, 0.1]
 
 
 def test_sum_over_a_lone_process_keeps_numbers_of_64_bits():

@@ -17,6 +17,7 @@ from fcn_jax.evaluation.metrics import (
 )
 from fcn_jax.inference.predict import predict_many
 from fcn_jax.network import Network, as_network
+from fcn_jax.processes import merge_shards, process_shard, sum_over_processes
 from fcn_jax.progress import track
 from fcn_jax.visualize import as_picture
 
@@ -125,6 +126,19 @@ def evaluate(
             kept[i] = Example(name, picture, label, prediction)
     shown = tuple(kept[i] for i in sorted(kept))
     return Evaluation(confusion, net.names, shown, tuple(scores))
+
+
+def evaluate_over_processes(net: Network, source: Any, **options: Any) -> Evaluation:
+    """Evaluate with all processes of a run, each with its share of the images.
+
+    All processes must call this. It takes what `evaluate` does. The result is the same
+    in every process, but for its examples, which are of the process's own share.
+    """
+    own = evaluate(net, process_shard(source), **options)
+    scores = [math.nan if score is None else score for score in own.scores]
+    merged = map(_or_none, merge_shards(scores, len(source)))
+    confusion = sum_over_processes(own.confusion)
+    return dataclasses.replace(own, confusion=confusion, scores=tuple(merged))
 
 
 def evaluate_example(net: Network, source: Any, i: int) -> Example:

@@ -12,12 +12,12 @@ import numpy as np
 from flax.traverse_util import unflatten_dict
 from PIL import Image
 
-from fcn_jax.evaluation.evaluate import Evaluation, evaluate
+from fcn_jax.evaluation.evaluate import Evaluation, evaluate_over_processes
 from fcn_jax.evaluation.report import draw_results
 from fcn_jax.evaluation.summary import summarize_evaluation, write_summary
 from fcn_jax.files import WriteError, write_json
 from fcn_jax.network import Network, Palette
-from fcn_jax.processes import is_main, process_shard, sum_over_processes
+from fcn_jax.processes import is_main
 from fcn_jax.progress import say
 from fcn_jax.training.checkpoint import Checkpoint, Checkpoints
 from fcn_jax.training.config import Config, make_network
@@ -62,17 +62,15 @@ class Validation:
         Raises:
             WriteError: if the network or its figures cannot be written.
         """
-        source = process_shard(self.source)
-        found = evaluate(net, source, examples=_BOARD_EXAMPLES, progress=is_main())
-        confusion = sum_over_processes(found.confusion)
-        found = dataclasses.replace(found, confusion=confusion)
+        options = {"examples": _BOARD_EXAMPLES, "progress": is_main()}
+        found = evaluate_over_processes(net, self.source, **options)
         is_best = self._is_best(found.figures["mean_iu"])
         if is_main():
             self._report(net, step, found, is_best)
         if is_best:
             self.best = {"step": step, **found.figures}
             if is_main():
-                self._keep(net, source, found)
+                self._keep(net, found)
 
     def _is_best(self, mean_iu: float | None) -> bool:
         if mean_iu is None:
@@ -97,7 +95,7 @@ class Validation:
         for name, image, *labels in found.examples:
             self.log.image(step, f"eval/{name}", _row(image, labels, net.palette))
 
-    def _keep(self, net: Network, source: Any, found: Evaluation) -> None:
+    def _keep(self, net: Network, found: Evaluation) -> None:
         """Write the network, its figures, its pictures and its summary.
 
         The next checkpoint tells of it. If the run is killed before that, it comes to
@@ -105,8 +103,8 @@ class Validation:
         """
         save_best(self.workdir, net, self.best)
         try:
-            draw_results(self.workdir, net, source, found)
-            summary = summarize_evaluation(net, source, found, split=self.split)
+            draw_results(self.workdir, net, self.source, found)
+            summary = summarize_evaluation(net, self.source, found, split=self.split)
             write_summary(self.workdir / SUMMARY_FILE, summary)
         except WriteError as error:
             if not self._warned:

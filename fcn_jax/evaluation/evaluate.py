@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
+from PIL import Image
 
 from fcn_jax.data.read_ahead import read_ahead
 from fcn_jax.data.sources import CheckedSource
@@ -32,6 +33,22 @@ class Example(NamedTuple):
     image: np.ndarray
     label: np.ndarray
     prediction: np.ndarray
+
+    def shrunk(self, longest_side: int) -> "Example":
+        """Return the example with sides of at most so many pixels, its labels uint8."""
+
+        def shrink(pixels: np.ndarray, kind: Image.Resampling) -> np.ndarray:
+            picture = Image.fromarray(pixels)
+            picture.thumbnail((longest_side, longest_side), kind)
+            return np.asarray(picture)
+
+        maps = (each.astype(np.uint8) for each in (self.label, self.prediction))
+        return Example(
+            self.name,
+            shrink(self.image, Image.Resampling.LANCZOS),
+            # A label between two classes would be a third class.
+            *(shrink(each, Image.Resampling.NEAREST) for each in maps),
+        )
 
 
 @dataclasses.dataclass(frozen=True)

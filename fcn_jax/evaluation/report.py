@@ -4,9 +4,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from PIL import Image
-
 from fcn_jax.charts import confusion_chart
 from fcn_jax.evaluation.evaluate import Evaluation, evaluate_example
 from fcn_jax.files import write_csv, write_json
@@ -167,14 +164,4 @@ def _row(net: Network, source: Any, scores: Sequence[float | None], i: int) -> R
         ranked = ranked_images(scores)
         rank = f"rank {ranked.index(i) + 1} of {len(ranked)}"
         note = f"mean IU {scores[i]:.2f}\n{rank}"
-    maps = [_small(each.astype(np.uint8)) for each in (example[2], example[3])]
-    image = _small(example.image, Image.Resampling.LANCZOS)
-    return Row(example.name, note, image, *maps)
-
-
-def _small(
-    pixels: np.ndarray, kind: Image.Resampling = Image.Resampling.NEAREST
-) -> np.ndarray:
-    picture = Image.fromarray(pixels)
-    picture.thumbnail((_LONGEST_SIDE, _LONGEST_SIDE), kind)
-    return np.asarray(picture)
+    return Row(example.name, note, *example.shrunk(_LONGEST_SIDE)[1:])

@@ -117,16 +117,13 @@ def _ranks(scores: tuple[float | None, ...]) -> dict[int, str]:
 def _ranked_image(
     rank: str, score: float, example: Example, net: Network
 ) -> RankedImage:
-    image = Image.fromarray(example.image)
-    image.thumbnail((_LONGEST_SIDE, _LONGEST_SIDE), Image.Resampling.LANCZOS)
+    small = example.shrunk(_LONGEST_SIDE)
     maps = []
-    for labels in (example.label, example.prediction):
-        # Mixed colours mean nothing, so the classes are resized, not the colours.
-        small = Image.fromarray(labels.astype(np.uint8))
-        small.thumbnail((_LONGEST_SIDE, _LONGEST_SIDE), Image.Resampling.NEAREST)
-        small.putpalette(colorize(np.arange(256), net.palette).tobytes())
-        maps.append(_data_uri(small, "png", optimize=True))
-    picture = _data_uri(image, "jpeg", quality=85)
+    for labels in (small.label, small.prediction):
+        colored = Image.fromarray(labels)
+        colored.putpalette(colorize(np.arange(256), net.palette).tobytes())
+        maps.append(_data_uri(colored, "png", optimize=True))
+    picture = _data_uri(Image.fromarray(small.image), "jpeg", quality=85)
     return RankedImage(rank, example.name, score, picture, *maps)
 
 

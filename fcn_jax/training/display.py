@@ -120,8 +120,8 @@ class Display:
 
     def _epoch(self) -> str:
         """Return the pass over the images that the latest step belongs to."""
-        of_step = self._config.batch_size / self._examples
-        passes = (math.ceil(n * of_step) for n in (self._step, self._config.steps))
+        length = math.ceil(self._examples / self._config.batch_size)
+        passes = (math.ceil(n / length) for n in (self._step, self._config.steps))
         return "epoch {}/{}".format(*(max(1, n) for n in passes))
 
     def _with_best(self) -> list[str]:

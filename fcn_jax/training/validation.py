@@ -3,16 +3,17 @@
 import dataclasses
 import json
 import logging
-import math
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from flax.traverse_util import unflatten_dict
-from PIL import Image
 
-from fcn_jax.evaluation.evaluate import Evaluation, evaluate_over_processes
+from fcn_jax.evaluation.evaluate import (
+    Evaluation,
+    Example,
+    evaluate_over_processes,
+)
 from fcn_jax.evaluation.report import draw_results
 from fcn_jax.evaluation.summary import summarize_evaluation, write_summary
 from fcn_jax.files import WriteError, write_json
@@ -92,8 +93,9 @@ class Validation:
         line = f"validation mean IU {mean_iu}, pixel accuracy {accuracy}; {note}"
         say(f"step {step}: {line}")
         self.log.scalars(step, found.figures, prefix="eval")
-        for name, image, *labels in found.examples:
-            self.log.image(step, f"eval/{name}", _row(image, labels, net.palette))
+        for example in found.examples:
+            picture = _row(example.shrunk(_BOARD_SIDE), net.palette)
+            self.log.image(step, f"eval/{example.name}", picture)
 
     def _keep(self, net: Network, found: Evaluation) -> None:
         """Write the network, its figures, its pictures and its summary.
@@ -112,14 +114,10 @@ class Validation:
             self._warned = True
 
 
-def _row(
-    image: np.ndarray, labels: Sequence[np.ndarray], palette: Palette
-) -> np.ndarray:
-    """Return a picture and label maps side by side, shrunk to `_BOARD_SIDE`."""
-    factor = math.ceil(max(image.shape[:2]) / _BOARD_SIDE)
-    image = np.asarray(Image.fromarray(image).reduce(factor))
-    colors = [colorize(each[::factor, ::factor], palette) for each in labels]
-    return np.concatenate([image, *colors], axis=1)
+def _row(example: Example, palette: Palette) -> np.ndarray:
+    """Return an image, its label and its prediction side by side."""
+    maps = (colorize(labels, palette) for labels in example[2:])
+    return np.concatenate([example.image, *maps], axis=1)
 
 
 def save_best(workdir: Path, net: Network, figures: dict[str, Any]) -> None:

@@ -58,7 +58,7 @@ def test_time_left_follows_the_latest_pace():
 
 def test_pipe_gets_a_plain_line_for_the_figures(capsys, monkeypatch):
     monkeypatch.setattr(display, "memory_in_use", lambda: 1_230_000_000)
-    with Display(CONFIG, 40, 0, best=0.25) as shown:
+    with Display(CONFIG, 38, 0, best=0.25) as shown:
         for step in (11, 12):
             shown.step(step, 1.0, compiled=False)
             if step == 12:

@@ -107,4 +107,4 @@ def test_pictures_for_tensorboard_are_small(reference, validation, monkeypatch):
     image = np.zeros((330, 200, 3), np.uint8)
     validation([(image, np.zeros((330, 200), int))])(reference.network("fcn32s"), 3)
     [(step, name, picture)] = seen
-    assert (step, name[:5], picture.shape) == (3, "eval/", (165, 300, 3))
+    assert (step, name[:5], picture.shape) == (3, "eval/", (320, 3 * 194, 3))

@@ -19,7 +19,12 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from fcn_jax.processes import all_devices, assert_equal_across_processes
+from fcn_jax.data.padding import enlarge
+from fcn_jax.processes import (
+    all_devices,
+    assert_equal_across_processes,
+    largest_over_processes,
+)
 
 MODES = ("sharded", "pmap", "none")
 AXIS = "batch"
@@ -97,10 +102,18 @@ class Parallel:
     def put_batch(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
         """Start to send this process's shard of a batch, an equal share to each device.
 
+        All processes must pass their shards of a step. If these have "size", they are
+        padded to the largest of them, because all devices run one program.
+
         Raises:
-            ValueError: if the processes pass batches of different shapes.
+            ValueError: if the processes pass batches without "size" of different
+                shapes.
         """
-        self._check_shape(batch["image"].shape)
+        if "size" in batch:
+            shape = largest_over_processes(batch["label"].shape[1:])
+            batch = enlarge(batch, shape)
+        else:
+            self._check_shape(batch["image"].shape)
         devices = len(self.mesh.local_devices)
 
         def put(x: np.ndarray) -> jax.Array:
@@ -124,8 +137,9 @@ class Parallel:
         if jax.process_count() == 1:
             return
         message = (
-            "all batches of a run with several processes must have the same shape, and "
-            f"{shape} differs from another: crop or resize all images to one size"
+            "batches without sizes must have the same shape in all processes, and "
+            f"{shape} differs from another: crop or resize all images to one size, or "
+            "pad them with a bucket"
         )
         if self._shape is None:  # Only the first batch waits for the other processes.
             self._shape = shape

@@ -2,18 +2,24 @@
 
 import contextlib
 import dataclasses
+import itertools
 import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from jax._src import distributed  # The only way to the coordinator's store.
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 # Seconds until all processes end with an error after one of them has died, or has
 # ended before the others.
 TIMEOUT = 90
+# Milliseconds to wait for a slow process; a dead one is noticed within `TIMEOUT`.
+_PATIENCE = 24 * 3600 * 1000
+
+_calls = itertools.count()  # Of `largest_over_processes`.
 
 
 def initialize(
@@ -93,6 +99,25 @@ def assert_equal_across_processes(values: Any, message: str) -> None:
     gathered = _gather(np.array(values, np.uint32))
     if (gathered != gathered[0]).any():
         raise ValueError(message)
+
+
+def largest_over_processes(values: Sequence[int]) -> tuple[int, ...]:
+    """Return the largest of the numbers that the processes pass, place by place.
+
+    They go through the coordinator and not through the devices, so no process waits for
+    what its devices are computing. All processes must call this equally often.
+    """
+    if jax.process_count() == 1:
+        return tuple(values)
+    client, call = distributed.global_state.client, next(_calls)
+    folder = f"fcn_jax/largest/{call}/"
+    client.key_value_set(f"{folder}{jax.process_index()}", ",".join(map(str, values)))
+    client.wait_at_barrier(folder, _PATIENCE)
+    found = client.key_value_dir_get(folder)
+    if is_main():  # Whoever is past this barrier has read what was before it.
+        client.key_value_delete(f"fcn_jax/largest/{call - 1}/")
+    rows = np.array([text.split(",") for _, text in found], np.int64)
+    return tuple(rows.max(axis=0).tolist())
 
 
 def wait_for_all() -> None:

@@ -92,13 +92,24 @@ class Voids:
         return {"image": image, "label": label, "name": str(i)}
 
 
+class Mixed(Voids):
+    """Images of many sizes, few of which are high."""
+
+    def __getitem__(self, i):
+        rng = np.random.default_rng(i)
+        shape = int(rng.choice([9] * 9 + [21])), int(rng.integers(5, 20))
+        image = rng.integers(0, 256, [*shape, 3]).astype(np.uint8)
+        label = rng.integers(0, 4, shape).astype(np.int32)
+        return {"image": image, "label": label, "name": str(i)}
+
+
 def main(address, processes, process_id, timeout, jobs):
     """The program: does its jobs as one process of some."""
     several = int(processes) > 1
     given = (address, int(processes), int(process_id)) if several else ()
     initialize(*given, timeout=int(timeout))
     assert is_main() == (process_id == "0")
-    known = (train, losses, traffic, refuse_batch, refuse_state, count)
+    known = (train, mixed, losses, traffic, refuse_batch, refuse_state, count)
     for name, *arguments in json.loads(jobs):
         {job.__name__: job for job in known}[name](*arguments)
 
@@ -135,6 +146,28 @@ def train(model, mode, out, workdir=None, save_at=0, steps=STEPS, accumulate=1):
             print(f"stopped at {step}")
             break
     write(f"{out}.last", parallel.one_copy(state))
+
+
+def mixed(mode, out):
+    """Steps on images of many sizes; the last state goes to ``out``."""
+    parallel = make_parallel(mode, batch_size=BATCH)
+    train_step = parallel.step(functools.partial(make_train_step, Parts(), TX))
+    state = parallel.put_state(first_state(Parts()))
+    batches = train_batches(
+        Mixed(),
+        lambda example, rng: example,
+        batch_size=BATCH,
+        seed=3,
+        shard=parallel.shard,
+        bucket=4,
+    )
+    own = set()
+    for batch in itertools.islice(batches, STEPS):
+        own.add(batch["image"].shape[1:3])
+        put = parallel.put_batch(batch)
+        state, _ = train_step(state, put, jax.random.key(7))
+    print(json.dumps(sorted(own)))
+    write(out, parallel.one_copy(state))
 
 
 def losses(out, ways):
@@ -389,6 +422,17 @@ def test_processes_reach_the_parameters_of_one(
         assert_close(read(f"{out}.last", i), expected)
 
 
+def test_processes_reach_with_images_of_many_sizes_what_one_reaches(start, folder):
+    outs = {mode: f"{folder}/mixed-{mode}" for mode in ("none", "sharded", "pmap")}
+    start(("mixed", "none", outs["none"])).end()
+    jobs = [("mixed", mode, outs[mode]) for mode in ("sharded", "pmap")]
+    run = start(*jobs, devices=2, processes=2).end()
+    own = [run.text(i).splitlines()[-1] for i in range(2)]
+    assert own[0] != own[1]  # The processes had to agree.
+    for i, mode in itertools.product(range(2), ("sharded", "pmap")):
+        assert_close(read(outs[mode], i), read(outs["none"]))
+
+
 def test_processes_count_together_and_refuse_what_they_cannot_share(start):
     apart, later = [[8], [9], [8]], [[8, 8, 9]] * 3
     run = start(
@@ -409,7 +453,7 @@ def test_processes_count_together_and_refuse_what_they_cannot_share(start):
         assert "do not start from the same state" in errors[0]
         assert 'mode = "none" is for one process, but this run has 3' in errors[1]
         for error in errors[2:]:
-            assert "with several processes must have the same shape" in error
+            assert "without sizes must have the same shape in all processes" in error
     assert sorted(names) == list(range(len(Voids())))
 
 

@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from fcn_jax.data.labels import VOID
+
 STEP = 64  # Sides of padded images are multiples of this.
 
 
@@ -32,3 +34,15 @@ def fill_up(
         size[i] = h, w = image.shape[:2]
         batch[i, :h, :w] = image
     return batch, size
+
+
+def enlarge(
+    batch: dict[str, np.ndarray], shape: tuple[int, int]
+) -> dict[str, np.ndarray]:
+    """Pad a training batch with "size" further, to images of ``shape``."""
+    rows, cols = np.subtract(shape, batch["label"].shape[1:])
+    pads = ((0, 0), (0, rows), (0, cols))
+    return batch | {
+        "image": np.pad(batch["image"], (*pads, (0, 0))),
+        "label": np.pad(batch["label"], pads, constant_values=VOID),
+    }

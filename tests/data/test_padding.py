@@ -1,6 +1,6 @@
 import numpy as np
 
-from fcn_jax.data.padding import bucket, fill_up
+from fcn_jax.data.padding import bucket, enlarge, fill_up
 
 
 def picture(height, width, seed=0):
@@ -36,3 +36,15 @@ def test_fill_up_keeps_channels_and_the_widest_type():
     batch, _ = fill_up(images, (2, 3), 2)
     assert batch.shape == (2, 2, 3, 5) and batch.dtype == np.float32
     assert (batch[0] == 7).all() and (batch[1, 0, 0] == 999.5).all()
+
+
+def test_enlarge_adds_zeros_and_void():
+    image, size = fill_up([picture(2, 3), picture(4, 1)], (4, 3), 2)
+    label = np.ones((2, 4, 3), np.int32)
+    batch = enlarge({"image": image, "label": label, "size": size}, (5, 7))
+    assert batch["image"].dtype == np.uint8 and batch["label"].dtype == np.int32
+    expected, _ = fill_up([picture(2, 3), picture(4, 1)], (5, 7), 2)
+    np.testing.assert_array_equal(batch["image"], expected)
+    np.testing.assert_array_equal(batch["label"][:, :4, :3], 1)
+    assert (batch["label"] == 255).sum() == 2 * (5 * 7 - 4 * 3)
+    np.testing.assert_array_equal(batch["size"], size)

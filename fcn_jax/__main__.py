@@ -13,12 +13,13 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from signal import SIGINT, set_wakeup_fd
+from typing import Any
 
 import jax
 import numpy as np
 
 from fcn_jax.data.shorten import printable
-from fcn_jax.evaluation.evaluate import evaluate
+from fcn_jax.evaluation.evaluate import Evaluation, evaluate_over_processes
 from fcn_jax.evaluation.report import (
     beside_published,
     table,
@@ -30,9 +31,14 @@ from fcn_jax.files import enable_compilation_cache
 from fcn_jax.inference.demo import serve_demo
 from fcn_jax.inference.export import OUTPUTS, check_export_path, export
 from fcn_jax.inference.image_files import predict_files
-from fcn_jax.inference.shares import in_words, write_shares_csv, write_shares_json
+from fcn_jax.inference.shares import (
+    ClassShares,
+    in_words,
+    write_shares_csv,
+    write_shares_json,
+)
 from fcn_jax.network import Network, Palette
-from fcn_jax.processes import initialize
+from fcn_jax.processes import initialize, is_main, main_first, wait_for_all
 from fcn_jax.training.check_data import check_data
 from fcn_jax.training.command import train_and_report
 from fcn_jax.training.config import CONFIG_FILE, Config, load_config, make_source
@@ -159,9 +165,7 @@ def _add_data_commands(add_command: Callable) -> None:
     add("--workdir", required=True, help="run directory; an unfinished run is resumed")
     allow = "resume with other values of fields that alter the run"
     add("--allow_changes", action="store_true", help=allow)
-    add("--coordinator", help="host:port of process 0, if no scheduler tells it")
-    add("--num_processes", type=int, help="number of processes of the run")
-    add("--process_id", type=int, help="number of this process, from 0")
+    _add_process_options(add)
 
     add = add_command("evaluate", _evaluate, "score a network on a split", network=True)
     add("--data", choices=("voc",), help="the data set, for --weights")
@@ -177,6 +181,7 @@ def _add_data_commands(add_command: Callable) -> None:
         action="store_true",
         help="write index PNGs, in the folders that VOC's server expects",
     )
+    _add_process_options(add)
 
     add = add_command("report", _report, "write the report page of a run anew")
     add("--run", type=Path, required=True, help="run directory")
@@ -203,6 +208,7 @@ def _add_network_commands(add_command: Callable) -> None:
     table = "pixels, share and mean confidence of each class in each image"
     add("--csv", type=Path, metavar="FILE.csv", help=table)
     add("--json", type=Path, metavar="FILE.json", help="the same as JSON")
+    _add_process_options(add)
 
     about = "open a web page that segments photographs"
     add = add_command("demo", _demo, about, network=True)
@@ -226,6 +232,16 @@ def _add_network_commands(add_command: Callable) -> None:
     add("target", type=Path, metavar="OUT.safetensors")
 
 
+def _add_process_options(add: Callable) -> None:
+    add("--coordinator", help="host:port of process 0, if no scheduler tells it")
+    add("--num_processes", type=int, help="number of processes of the run")
+    add("--process_id", type=int, help="number of this process, from 0")
+
+
+def _join(args: argparse.Namespace) -> None:
+    initialize(args.coordinator, args.num_processes, args.process_id)
+
+
 def _network(args: argparse.Namespace) -> tuple[Network, Config | None]:
     """Return the network of --run and the config of the run, or that of --weights."""
     if not args.run:
@@ -238,7 +254,7 @@ def _network(args: argparse.Namespace) -> tuple[Network, Config | None]:
 
 def _train(args: argparse.Namespace) -> int:
     config = _config(args)
-    initialize(args.coordinator, args.num_processes, args.process_id)
+    _join(args)
     train_and_report(
         config, args.workdir, allow_changes=args.allow_changes, command=args.line
     )
@@ -251,6 +267,7 @@ def _evaluate(args: argparse.Namespace) -> int:
             "--run has the config of the run: leave out --data and --config, or pass "
             f"--weights {args.run} to evaluate on other data"
         )
+    _join(args)
     # Read the config first, so that its errors come before a download.
     given = None if args.run else _data_config(args)
     net, config = _network(args)
@@ -258,7 +275,8 @@ def _evaluate(args: argparse.Namespace) -> int:
     data = config.data
     data.root = args.root or data.root
     data.manual_dir = args.manual_dir or data.manual_dir
-    split, out = args.split or data.eval_split, args.out or args.run or Path(".")
+    args.split = args.split or data.eval_split
+    args.out = args.out or args.run or Path(".")
     if net.model.num_classes != data.num_classes:
         raise ValueError(
             f"the network has {net.model.num_classes} classes, the data "
@@ -271,14 +289,29 @@ def _evaluate(args: argparse.Namespace) -> int:
             "model.in_channels set"
         )
     net = net.replace(class_names=config.class_names())
-    split_name = _file_name(split)
-    voc = out / "results" / "VOC2012" / "Segmentation" / f"comp6_{split_name}_cls"
-    source = make_source(config, split)
-    found = evaluate(
-        net,
-        source,
-        save=_label_saver(voc, net.palette) if args.save_predictions else None,
-    )
+    voc = args.out / "results" / "VOC2012" / "Segmentation"
+    voc /= f"comp6_{_file_name(args.split)}_cls"
+    with main_first():  # It may prepare the data set.
+        source = make_source(config, args.split)
+    save = _label_saver(voc, net.palette) if args.save_predictions else None
+    found = evaluate_over_processes(net, source, save=save, progress=is_main())
+    if is_main():
+        _write_evaluation(net, source, found, config, args)
+        if args.save_predictions:
+            print(f"Written: {voc}/")
+    wait_for_all()
+    return 0
+
+
+def _write_evaluation(
+    net: Network,
+    source: Any,
+    found: Evaluation,
+    config: Config,
+    args: argparse.Namespace,
+) -> None:
+    """Print what an evaluation found, and write its files."""
+    out, split, split_name = args.out, args.split, _file_name(args.split)
     print(table(found.figures))
     if published := beside_published(str(args.weights), split, found.figures):
         print(published)
@@ -292,9 +325,6 @@ def _evaluate(args: argparse.Namespace) -> int:
     if args.save_confusion:
         write_confusion(out / f"confusion_{split_name}.csv", found)
         print(f"Written: {out}/confusion_{split_name}.csv")
-    if args.save_predictions:
-        print(f"Written: {voc}/")
-    return 0
 
 
 def _write_report_page(
@@ -371,6 +401,7 @@ def _predict(args: argparse.Namespace) -> int:
     for path, ending in ((args.csv, ".csv"), (args.json, ".json")):
         if path and path.suffix != ending:  # Such as an image.
             raise ValueError(f"{path}: name what is written {ending}")
+    _join(args)
     net, _ = _network(args)
     found, left_out = predict_files(
         net,
@@ -383,6 +414,18 @@ def _predict(args: argparse.Namespace) -> int:
         probabilities=args.probabilities,
         legend=args.legend,
     )
+    if is_main():
+        _write_shares(net, found, left_out, args)
+    return 1 if left_out else 0
+
+
+def _write_shares(
+    net: Network,
+    found: dict[Path, ClassShares],
+    left_out: list[tuple[Path, str]],
+    args: argparse.Namespace,
+) -> None:
+    """Print what is in each image and what was left out, and write the tables."""
     for path, shares in found.items():
         print(f"{printable(path)}: {in_words(shares, net.names)}")
     for _, error in left_out:
@@ -393,7 +436,6 @@ def _predict(args: argparse.Namespace) -> int:
         if path:
             write(path, found, net.names)
             print(f"Written: {printable(path)}")
-    return 1 if left_out else 0
 
 
 def _scales(text: str) -> tuple[float, ...]:

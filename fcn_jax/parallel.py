@@ -17,7 +17,8 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, Sharding
+from jax.sharding import PartitionSpec as P
 
 from fcn_jax.data.padding import enlarge
 from fcn_jax.processes import (
@@ -131,7 +132,7 @@ class Parallel:
         return jax.tree.map(lambda x: x.addressable_data(0), state)
 
     def _sharding(self, *axes: str) -> NamedSharding:
-        return NamedSharding(self.mesh, PartitionSpec(*axes))
+        return NamedSharding(self.mesh, P(*axes))
 
     def _check_shape(self, shape: tuple[int, ...]) -> None:
         if jax.process_count() == 1:
@@ -181,6 +182,30 @@ def make_parallel(mode: str, *, batch_size: int, accumulate: int = 1) -> Paralle
         )
     mesh = _mesh(devices)
     return Parallel(mode, batch_size, mesh.local_mesh if mode == "pmap" else mesh)
+
+
+def prediction_devices() -> list[jax.Device]:
+    """Return the devices that share predictions: all of this process.
+
+    ``jax.default_device`` leaves only one.
+    """
+    default = jax.config.jax_default_device
+    return jax.local_devices() if default is None else [default]
+
+
+def prediction_shardings(batch_size: int) -> tuple[Sharding | None, Sharding | None]:
+    """Return where predictions hold the network, and where batches of images.
+
+    As many devices share a batch as divide it evenly. Where that is one, it is the one
+    that jax chooses, and both are None.
+    """
+    devices = prediction_devices()
+    divisors = (n for n in range(len(devices), 0, -1) if batch_size % n == 0)
+    mesh = _mesh(devices[: next(divisors)])
+    if mesh.size == 1:
+        return None, None
+    shardings = (NamedSharding(mesh, spec) for spec in (P(), P(AXIS)))
+    return tuple(shardings)
 
 
 def _mesh(devices: list[jax.Device]) -> Mesh:

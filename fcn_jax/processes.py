@@ -5,7 +5,7 @@ import dataclasses
 import itertools
 import os
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -18,6 +18,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 TIMEOUT = 90
 # Milliseconds to wait for a slow process; a dead one is noticed within `TIMEOUT`.
 _PATIENCE = 24 * 3600 * 1000
+
+Item = TypeVar("Item")
 
 _calls = itertools.count()  # Of `largest_over_processes`.
 
@@ -94,6 +96,16 @@ def sum_over_processes(array: np.ndarray) -> np.ndarray:
     return gathered.view(array.dtype).reshape(-1, *array.shape).sum(axis=0)
 
 
+def gather_texts(text: str) -> list[str]:
+    """Return the texts that the processes pass, in the order of the processes."""
+    if jax.process_count() == 1:
+        return [text]
+    data = text.encode()
+    (longest,) = largest_over_processes([len(data)])
+    rows = _gather(np.frombuffer(data.ljust(longest, b" "), np.uint8))
+    return [row.tobytes().decode().rstrip(" ") for row in rows]
+
+
 def assert_equal_across_processes(values: Any, message: str) -> None:
     """Raise ValueError in every process if their uint32 ``values`` differ."""
     gathered = _gather(np.array(values, np.uint32))
@@ -139,6 +151,11 @@ def main_first() -> Iterator[None]:
 def process_shard(source: Any) -> Any:
     """Return the examples of a source that this process evaluates."""
     return _Shard(source, range(len(source))[_own_indices()])
+
+
+def own_share(values: Sequence[Item]) -> Sequence[Item]:
+    """Return the values that this process works on, as `process_shard` does."""
+    return values[_own_indices()]
 
 
 def merge_shards(values: Sequence[float], length: int) -> np.ndarray:

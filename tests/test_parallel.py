@@ -9,10 +9,12 @@ import itertools
 import json
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
 import time
+import zlib
 from pathlib import Path
 
 import flax.linen as nn
@@ -21,10 +23,18 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from PIL import Image
 
+import fcn_jax
+import fcn_jax.__main__
 from fcn_jax.data.loader import prefetch_to_device, train_batches
+from fcn_jax.evaluation.evaluate import evaluate_over_processes
+from fcn_jax.inference import predict as predict_module
+from fcn_jax.inference import tiles
+from fcn_jax.inference.programs import labels_of
 from fcn_jax.models.extent import zero_outside
 from fcn_jax.models.fcn import FCN
+from fcn_jax.network import Network
 from fcn_jax.parallel import make_parallel
 from fcn_jax.processes import (
     initialize,
@@ -41,6 +51,7 @@ from fcn_jax.training.steps import init_state, make_train_step
 
 BATCH, STEPS, ENDLESS = 24, 5, 10**6
 LONG = 300  # Seconds; the machine may be slow.
+SHARES = (1, 1), (3, 1), (2, 2)  # Devices and processes.
 TX = optax.sgd(1e-4, momentum=0.9)
 
 
@@ -99,7 +110,7 @@ class Mixed(Voids):
         rng = np.random.default_rng(i)
         shape = int(rng.choice([9] * 9 + [21])), int(rng.integers(5, 20))
         image = rng.integers(0, 256, [*shape, 3]).astype(np.uint8)
-        label = rng.integers(0, 4, shape).astype(np.int32)
+        label = rng.integers(0, 3, shape).astype(np.int32)
         return {"image": image, "label": label, "name": str(i)}
 
 
@@ -109,7 +120,17 @@ def main(address, processes, process_id, timeout, jobs):
     given = (address, int(processes), int(process_id)) if several else ()
     initialize(*given, timeout=int(timeout))
     assert is_main() == (process_id == "0")
-    known = (train, mixed, losses, traffic, refuse_batch, refuse_state, count)
+    known = (
+        command,
+        train,
+        mixed,
+        score,
+        losses,
+        traffic,
+        refuse_batch,
+        refuse_state,
+        count,
+    )
     for name, *arguments in json.loads(jobs):
         {job.__name__: job for job in known}[name](*arguments)
 
@@ -168,6 +189,30 @@ def mixed(mode, out):
         state, _ = train_step(state, put, jax.random.key(7))
     print(json.dumps(sorted(own)))
     write(out, parallel.one_copy(state))
+
+
+def score():
+    """Prints what an evaluation finds, labels of a tiled image, and devices at work."""
+    used = set()
+
+    def spy(net, batch, size):
+        labels = labels_of(net, batch, size)
+        used.update(device.id for device in labels.sharding.device_set)
+        return labels
+
+    predict_module.labels_of = tiles.labels_of = spy
+    net = Network(first_state(MODELS["fcn"]).params, MODELS["fcn"])
+    found = evaluate_over_processes(net, Mixed(), progress=False)
+    print(json.dumps([found.confusion.tolist(), found.scores, len(used)]))
+    used.clear()
+    image = np.random.default_rng(0).integers(0, 256, [40, 2000, 3]).astype(np.uint8)
+    labels = tiles.predict_tiled(net, image, tile=40_000)
+    print(json.dumps([zlib.crc32(labels), len(np.unique(labels)), len(used)]))
+
+
+def command(*words):
+    """A command of fcn_jax; prints its status."""
+    print("status", fcn_jax.__main__.main(words), flush=True)
 
 
 def losses(out, ways):
@@ -431,6 +476,76 @@ def test_processes_reach_with_images_of_many_sizes_what_one_reaches(start, folde
     assert own[0] != own[1]  # The processes had to agree.
     for i, mode in itertools.product(range(2), ("sharded", "pmap")):
         assert_close(read(outs[mode], i), read(outs["none"]))
+
+
+def test_evaluation_and_tiles_use_all_devices_and_find_what_one_finds(start):
+    runs = {(d, p): start(("score",), devices=d, processes=p) for d, p in SHARES}
+    found = {}
+    for (devices, processes), run in runs.items():
+        run.end()
+        for i in range(processes):
+            whole, tiled = map(json.loads, run.text(i).splitlines()[-2:])
+            assert whole.pop() == tiled.pop() == devices
+            found[devices, processes, i] = whole, tiled
+    first, *others = found.values()
+    (confusion, scores), (_, classes) = first
+    assert np.sum(confusion) > 40 * 9 * 5 and len(scores) == 40 and classes > 1
+    assert all(other == first for other in others)
+
+
+@pytest.fixture(scope="module")
+def mydata(tmp_path_factory):
+    """A folder of images, labels and a network."""
+    folder = tmp_path_factory.mktemp("mydata")
+    for part, key in (("images", "image"), ("labels", "label")):
+        (folder / part / "val").mkdir(parents=True)
+        for i in range(7):
+            image = Image.fromarray(Mixed()[i][key].astype(np.uint8))
+            image.save(folder / part / "val" / f"{i}.png")
+    net = Network(first_state(MODELS["fcn"]).params, MODELS["fcn"])
+    fcn_jax.save(folder / "net.safetensors", net)
+    return folder
+
+
+def tree(folder):
+    """The content of each file of a folder, less what tells of time and place."""
+    names = (path for path in folder.rglob("*") if path.suffix != ".html")
+    return {str(p.relative_to(folder)): p.read_bytes() for p in names if p.is_file()}
+
+
+def test_predict_shares_a_folder_over_processes(start, mydata, tmp_path):
+    images = tmp_path / "photos"
+    shutil.copytree(mydata / "images" / "val", images)
+    (images / "3a.png").write_text("no image")
+    said, found = {}, {}
+    for processes in (1, 3):
+        out = tmp_path / str(processes)
+        words = ["predict", "--weights", str(mydata / "net.safetensors"), str(images)]
+        words += ["--out", str(out), "--csv", str(out / "shares.csv")]
+        run = start(("command", *words), processes=processes).end()
+        said[processes] = [run.text(i) for i in range(processes)]
+        found[processes] = tree(out)
+    assert len(found[1]) == 15 and found[3] == found[1]
+    for text in said[1] + said[3]:
+        assert "status 1" in text  # One image is none.
+    for text, *others in said.values():
+        assert "left out" in text and "7 segmented into" in text
+        assert not any("segmented" in other for other in others)
+
+
+def test_evaluate_shares_a_split_over_processes(start, mydata, tmp_path):
+    found = {}
+    for processes in (1, 3):
+        out = tmp_path / str(processes)
+        words = ["evaluate", "--weights", str(mydata / "net.safetensors"), "--config"]
+        words += ["folder", f"--config.data.root={mydata}", "--out", str(out)]
+        words += ["--config.data.num_classes=3", "--save-confusion"]
+        run = start(("command", *words, "--save-predictions"), processes=processes)
+        found[processes] = [run.end().text(i) for i in range(processes)], tree(out)
+    assert len(found[1][1]) == 7 + 5 and found[3][1] == found[1][1]
+    (main, *others), _ = found[3]
+    assert "mean IU" in main and "status 0" in main
+    assert not any("mean IU" in other for other in others)
 
 
 def test_processes_count_together_and_refuse_what_they_cannot_share(start):

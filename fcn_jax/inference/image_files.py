@@ -5,6 +5,7 @@ import contextlib
 import errno
 import glob
 import itertools
+import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -22,6 +23,7 @@ from fcn_jax.inference.probabilities import probabilities as averaged_probabilit
 from fcn_jax.inference.shares import ClassShares
 from fcn_jax.inference.tiles import needs_tiles, predict_tiled
 from fcn_jax.network import Network, as_network
+from fcn_jax.processes import gather_texts, is_main, own_share
 from fcn_jax.progress import Progress
 from fcn_jax.visualize import (
     as_picture,
@@ -94,7 +96,8 @@ def predict_files(
     """Write NAME.png, an index PNG, and NAME_overlay.png for each image NAME.*.
 
     Images above 4 million pixels come last, one by one, and memory holds those of RGB
-    only while they are decoded.
+    only while they are decoded. In a run of several processes, all of them must call
+    this: each segments its share of the images, and the result is the same in all.
 
     Args:
         net: the network; its palette colours both.
@@ -141,14 +144,16 @@ def predict_files(
     views = {"scales": scales, "flip": flip} if averaged else {}
     Path(out).mkdir(parents=True, exist_ok=True)
     alone = [path for path in files if views or _is_large(files[path], channels)]
-    batched = {path: files[path] for path in files if path not in set(alone)}
+    batched = [path for path in files if path not in set(alone)]
+    alone, batched = own_share(alone), own_share(batched)
     batch_size = min(batch_size, len(batched))
     left_out: list[tuple[Path, str]] = []
     shares: dict[Path, ClassShares] = {}
-    with Progress("predict", len(targets), unit="image") as bar:
-        images = _read(batched, channels, left_out, bar)
-        found = classify_many(net, images, batch_size=batch_size, progress=True)
-        for (path, image), labels, counted in found:
+    count = len(alone) + len(batched)
+    with Progress("predict", count, unit="image", shown=is_main()) as bar:
+        images = _read({path: files[path] for path in batched}, channels, left_out, bar)
+        options = {"batch_size": batch_size, "progress": is_main()}
+        for (path, image), labels, counted in classify_many(net, images, **options):
             with _leaving_out(path, left_out):
                 _write(net, targets[path], image, labels, legend=legend)
                 shares[path] = counted
@@ -159,7 +164,39 @@ def predict_files(
                 _write(net, targets[path], image, labels, shown, legend=legend)
                 shares[path] = counted
             bar.update()
+    shares, left_out = _of_all_processes(list(targets), shares, left_out)
     return {path: shares[path] for path in targets if path in shares}, left_out
+
+
+def _of_all_processes(
+    paths: Sequence[Path],
+    shares: Mapping[Path, ClassShares],
+    left_out: Sequence[tuple[Path, str]],
+) -> tuple[dict[Path, ClassShares], list[tuple[Path, str]]]:
+    """Return what all processes found, from what each of them did.
+
+    Args:
+        paths: the images of all.
+        shares: of the images of this process.
+        left_out: likewise.
+    """
+    places = {path: i for i, path in enumerate(paths)}
+    own = {
+        "shares": [
+            (places[path], found.pixels.tolist(), found.confidence.tolist())
+            for path, found in shares.items()
+        ],
+        "left_out": [(places[path], error) for path, error in left_out],
+    }
+    merged: dict[Path, ClassShares] = {}
+    errors: list[tuple[Path, str]] = []
+    for text in gather_texts(json.dumps(own)):
+        found = json.loads(text)
+        for place, pixels, confidence in found["shares"]:
+            counted = merged[paths[place]] = ClassShares(len(pixels))
+            counted.pixels[:], counted.confidence[:] = pixels, confidence
+        errors += [(paths[place], error) for place, error in found["left_out"]]
+    return merged, errors
 
 
 def _images_below(folder: Path, arrays: bool) -> list[Path]:
@@ -271,7 +308,7 @@ def _classify(
     """
     shares = ClassShares(net.model.num_classes)
     if not views:
-        labels = predict_tiled(net, image, shares=shares, progress=True)
+        labels = predict_tiled(net, image, shares=shares, progress=is_main())
         return labels, shares, None
     found = averaged_probabilities(net, image[:], **views)
     labels = found.argmax(-1)

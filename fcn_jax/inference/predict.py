@@ -20,6 +20,7 @@ from fcn_jax.inference.shares import ClassShares
 from fcn_jax.inference.tiles import needs_tiles, predict_tiled
 from fcn_jax.models.fcn import FCN
 from fcn_jax.network import Network, as_network
+from fcn_jax.parallel import prediction_devices, prediction_shardings
 
 _MOST_WAITING = 8  # Batches of images that wait for others of their bucket.
 
@@ -115,8 +116,9 @@ def predict_many(
         net: the network.
         images: (key, image) pairs, taken as they are needed; each image one that
             `apply` takes.
-        batch_size: images per batch; 0 for 8, or for 1 on a CPU, which gains nothing
-            from more. A network with a ``size`` takes images one by one.
+        batch_size: images per batch; 0 for 8 on each device of this process, or for 1
+            on a CPU, which gains nothing from more. As many devices share a batch as
+            divide it evenly. A network with a ``size`` takes images one by one.
         progress: whether to show a progress bar of the tiles of a large image.
 
     Returns:
@@ -169,7 +171,10 @@ def _in_batches(
 ) -> Iterator[tuple[Key, np.ndarray, Any]]:
     """Yield (key, image, result of a program), or None for an image to be tiled."""
     channels, waiting = net.model.in_channels, {}
-    batch_size = batch_size or (1 if jax.default_backend() == "cpu" else 8)
+    for_each = 1 if jax.default_backend() == "cpu" else 8
+    batch_size = batch_size or for_each * len(prediction_devices())
+    whole, split = prediction_shardings(batch_size)
+    net = jax.device_put(net, whole)
     for key, given in images:
         image = np.asarray(as_image(given, channels))
         if net.size or needs_tiles(image.shape):
@@ -178,14 +183,14 @@ def _in_batches(
         shape = bucket(image.shape[:2], STEP)
         group = waiting.setdefault(shape, [])
         group.append((key, image))
-        options = batch_size, program
+        options = batch_size, program, split
         if len(group) == batch_size:
             yield from _run_batch(net, waiting.pop(shape), shape, *options)
         elif sum(map(len, waiting.values())) > _MOST_WAITING * batch_size:
             yield from _run_batch(net, *_take_largest(waiting, batch_size), *options)
     while waiting:
         group, shape = _take_largest(waiting, batch_size)
-        yield from _run_batch(net, group, shape, batch_size, program)
+        yield from _run_batch(net, group, shape, batch_size, program, split)
 
 
 def _take_largest(
@@ -210,9 +215,10 @@ def _run_batch(
     shape: tuple[int, int],
     batch_size: int,
     program: Callable,
+    split: jax.sharding.Sharding | None,
 ) -> Iterator[tuple[Any, np.ndarray, Any]]:
-    batch, size = fill_up([image for _, image in group], shape, batch_size)
-    found = jax.tree.map(np.asarray, program(net, batch, size))
+    batch = fill_up([image for _, image in group], shape, batch_size)
+    found = jax.tree.map(np.asarray, program(net, *jax.device_put(batch, split)))
     for i, (key, image) in enumerate(group):
         inside = i, slice(image.shape[0]), slice(image.shape[1])
         yield key, image, jax.tree.map(operator.itemgetter(inside), found)

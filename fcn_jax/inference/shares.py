@@ -25,11 +25,12 @@ class ClassShares:
 
     Attributes:
         pixels: [C] int64, of each class.
+        confidence: [C] float64, the sum over these pixels.
     """
 
     def __init__(self, num_classes: int):
         self.pixels = np.zeros(num_classes, np.int64)
-        self._confidence = np.zeros(num_classes)
+        self.confidence = np.zeros(num_classes)
 
     def add(self, labels: np.ndarray, confidence: np.ndarray) -> None:
         """Add a part of the image.
@@ -41,7 +42,7 @@ class ClassShares:
         labels, count = labels.ravel(), len(self.pixels)
         self.pixels += np.bincount(labels, minlength=count)
         # Weights are summed in float64.
-        self._confidence += np.bincount(labels, confidence.ravel(), count)
+        self.confidence += np.bincount(labels, confidence.ravel(), count)
 
     @property
     def shares(self) -> np.ndarray:
@@ -52,7 +53,7 @@ class ClassShares:
     def mean_confidence(self) -> np.ndarray:
         """The mean confidence of the pixels of each class, [C]; nan if it has none."""
         nan = np.full(len(self.pixels), math.nan)
-        return np.divide(self._confidence, self.pixels, out=nan, where=self.pixels > 0)
+        return np.divide(self.confidence, self.pixels, out=nan, where=self.pixels > 0)
 
 
 def in_words(found: ClassShares, class_names: Sequence[str]) -> str:

@@ -41,6 +41,7 @@ from fcn_jax.models.geometry import CAFFE_PAD, caffe_offsets, crop_offset
 from fcn_jax.models.upsampling import kernel_side, transpose_padding
 from fcn_jax.models.vgg import BLOCKS, NUM_POOLS
 from fcn_jax.network import Network, as_network
+from fcn_jax.parallel import prediction_devices, prediction_shardings
 from fcn_jax.progress import track
 
 # Pixels of a tile by default: 2048 x 2048. The full-width network in float32 takes
@@ -138,7 +139,6 @@ def _run(
     """Return the parts of an image, computed as they are taken, and their number."""
     net = as_network(net)
     image = as_image(image, net.model.in_channels)
-    net = net.replace(params=jax.device_put(net.params))
     # From a batch of images to what is wanted, and from scores to it.
     programs = {
         "labels": (labels_of, _best),
@@ -159,13 +159,20 @@ def _tiles(
     shape: tuple[int, int],
     spans: list[tuple[Span, Span]],
 ) -> Iterator[Part]:
-    for row, col in spans:
+    # A tile for each device.
+    count = min(len(prediction_devices()), len(spans))
+    whole, split = prediction_shardings(count)
+    net = jax.device_put(net, whole)
+    for start in range(0, len(spans), count):
+        group = spans[start : start + count]
         # Padded to one shape, with the true size beside it: else each remainder of a
         # side, in another image, would be a program of its own.
-        batch, size = fill_up([image[row[0], col[0]]], shape, 1)
-        found = jax.tree.map(np.asarray, program(net, batch, size))
-        inside = operator.itemgetter((0, _within(*row), _within(*col)))
-        yield row[1], col[1], jax.tree.map(inside, found)
+        seen = [image[row[0], col[0]] for row, col in group]
+        batch = jax.device_put(fill_up(seen, shape, count), split)
+        found = jax.tree.map(np.asarray, program(net, *batch))
+        for i, (row, col) in enumerate(group):
+            inside = operator.itemgetter((i, _within(*row), _within(*col)))
+            yield row[1], col[1], jax.tree.map(inside, found)
 
 
 def _resized(

@@ -19,6 +19,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, Sharding
 from jax.sharding import PartitionSpec as P
+from jax.tree_util import GetAttrKey
 
 from fcn_jax.data.padding import enlarge
 from fcn_jax.processes import (
@@ -27,8 +28,9 @@ from fcn_jax.processes import (
     largest_over_processes,
 )
 
-MODES = ("sharded", "pmap", "none")
+MODES = ("sharded", "zero1", "pmap", "none")
 AXIS = "batch"
+_MIN_SPLIT = 2**14  # Values of an array that are worth sending in parts.
 
 
 @dataclasses.dataclass
@@ -36,7 +38,7 @@ class Parallel:
     """Run a step on the devices that `make_parallel` chose.
 
     Attributes:
-        mode: one of `MODES`.
+        mode: one of `MODES`, as for `make_parallel`.
         batch_size: images per step, over all processes.
         mesh: the devices of the step; in mode "pmap" those of this process only.
     """
@@ -71,15 +73,18 @@ class Parallel:
                 donate_argnums=0,
             )
         replicated, split = self._sharding(), self._sharding(AXIS)
+        step, held = make_step(axis_name=None), replicated
+        if self.mode == "zero1":
+            step, held = self._keeping_parts(step), None  # As the state comes.
         return jax.jit(
-            make_step(axis_name=None),
-            in_shardings=(replicated, split, replicated),
-            out_shardings=replicated,
+            step,
+            in_shardings=(held, split, replicated),
+            out_shardings=(held, replicated),
             donate_argnums=0,
         )
 
     def put_state(self, state: Any) -> Any:
-        """Copy a state to every device.
+        """Copy a state to every device, in mode "zero1" each its parts of it.
 
         Raises:
             ValueError: if the processes pass different states.
@@ -94,10 +99,10 @@ class Parallel:
                 "the processes do not start from the same state: check that all of "
                 "them see the same files, above all the same run directory",
             )
-        replicated = self._sharding()
         return jax.tree.map(
-            lambda x: jax.make_array_from_callback(x.shape, replicated, x.__getitem__),
+            lambda x, held: jax.make_array_from_callback(x.shape, held, x.__getitem__),
             state,
+            self._shardings(state),
         )
 
     def put_batch(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
@@ -128,11 +133,44 @@ class Parallel:
         """Return a state on one device of this process, for local computations.
 
         It shares its memory with ``state`` and is invalid once a step has donated that.
+        What the devices hold in parts comes as numpy arrays, put together one by one,
+        for which all processes must call this.
         """
-        return jax.tree.map(lambda x: x.addressable_data(0), state)
+        whole = jax.jit(lambda x: x, out_shardings=self._sharding())
+
+        def one(x: jax.Array) -> jax.Array | np.ndarray:
+            if x.is_fully_replicated:
+                return x.addressable_data(0)
+            return np.asarray(whole(x).addressable_data(0))
+
+        return jax.tree.map(one, state)
 
     def _sharding(self, *axes: str) -> NamedSharding:
         return NamedSharding(self.mesh, P(*axes))
+
+    def _shardings(self, state: Any) -> Any:
+        """Return how the devices hold each array of a state."""
+
+        def held(path: tuple, x: jax.Array) -> NamedSharding:
+            if self.mode != "zero1" or path[0] != GetAttrKey("opt_state"):
+                return self._sharding()
+            divisible = [i for i, n in enumerate(x.shape) if n % self.mesh.size == 0]
+            if x.size < _MIN_SPLIT or not divisible:
+                return self._sharding()
+            longest = max(divisible, key=lambda i: x.shape[i])
+            return self._sharding(*[None] * longest, AXIS)
+
+        return jax.tree_util.tree_map_with_path(held, state)
+
+    def _keeping_parts(self, step: Callable) -> Callable:
+        """Return a step whose state is held as the one before it."""
+
+        def keeping(state: Any, *inputs: Any) -> tuple[Any, Any]:
+            state, metrics = step(state, *inputs)
+            held = self._shardings(state)
+            return jax.lax.with_sharding_constraint(state, held), metrics
+
+        return keeping
 
     def _check_shape(self, shape: tuple[int, ...]) -> None:
         if jax.process_count() == 1:
@@ -153,7 +191,9 @@ def make_parallel(mode: str, *, batch_size: int, accumulate: int = 1) -> Paralle
     """Choose the devices of a step: all devices of all processes, or one.
 
     Args:
-        mode: "sharded" (jit), "pmap", or "none" for one device.
+        mode: "sharded" (jit); "zero1", the same in less memory: each device holds a
+            part of the optimiser's state (ZeRO stage 1, Rajbhandari et al.,
+            arXiv:1910.02054); "pmap"; or "none" for one device.
         batch_size: images per step, over all processes.
         accumulate: micro-batches per step (gradient accumulation).
 

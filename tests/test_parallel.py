@@ -147,6 +147,8 @@ def train(model, mode, out, workdir=None, save_at=0, steps=STEPS, accumulate=1):
         state, start = saved.state(state), saved.step
     write(f"{out}.first", state)
     state = parallel.put_state(state)
+    held = [x.addressable_data(0).nbytes for x in jax.tree.leaves(state.opt_state)]
+    print("held", sum(held))
     batches = train_batches(
         Voids(),
         lambda example, rng: example,
@@ -160,9 +162,10 @@ def train(model, mode, out, workdir=None, save_at=0, steps=STEPS, accumulate=1):
         state, metrics = train_step(state, batch, jax.random.key(7))
         print(f"step {step} loss {float(metrics['loss'])}", flush=True)
         stop = preempted(step)
-        if (stop or step == save_at) and is_main():
+        if stop or step == save_at:
             one = parallel.one_copy(state)
-            checkpoints.save(one, config={}, best=None, progress={}, log="")
+            if is_main():
+                checkpoints.save(one, config={}, best=None, progress={}, log="")
         if stop:
             print(f"stopped at {step}")
             break
@@ -590,6 +593,20 @@ def test_checkpoint_moves_between_devices_modes_and_processes(start, folder, exp
                 np.testing.assert_array_equal(saved[name], restored[name])
         before = out
     assert_close(read(f"{out}.last"), expected)
+
+
+def test_zero1_reaches_what_one_device_does_and_each_holds_a_part(start, folder):
+    out, legs = f"{folder}/zero1", f"{folder}/zero1.workdir"
+    whole = start(("train", "fcn", "none", f"{out}.none")).end().text()
+    four = {"devices": 2, "processes": 2}
+    modes = ("zero1", four), ("none", {}), ("zero1", four)
+    for step, (mode, layout) in enumerate(modes, start=STEPS - 2):
+        job = ("train", "fcn", mode, f"{out}.{step}", legs, step, step)
+        part = start(job, **layout).end().text()
+    for i in range(2):
+        assert_close(read(f"{out}.{STEPS}.last", i), read(f"{out}.none.last"))
+    found = [int(re.search(r"held (\d+)", text)[1]) for text in (whole, part)]
+    assert found[1] < 0.4 * found[0]  # Each holds all small arrays.
 
 
 def test_killed_process_ends_the_others_and_a_restart_resumes(start, folder, expected):

@@ -224,7 +224,8 @@ class Config:
         class_weights: weight of each class in the loss; () for 1 each.
         class_balance: "median_frequency" or "inverse_log" computes the class weights
             from the training labels; "" does not.
-        parallel: "sharded" or "pmap" over all devices, or "none" for one device.
+        parallel: "sharded", "zero1" (each device holds a part of the optimiser's state)
+            or "pmap" over all devices, or "none" for one device.
         seed: seed of the random parameters, the order and the augmentation.
         eval_every: steps between evaluations and checkpoints; 0 for one epoch.
         log_every: steps between lines of the log.

@@ -113,7 +113,8 @@ def owning(folder: Path) -> Iterator[Callable[[], None]]:
         yield check
     finally:
         with contextlib.suppress(OSError):
-            owner.unlink(missing_ok=True)
+            if _read(owner) == this:  # Else the folder is another's by now.
+                owner.unlink()
         lock.release()
 
 

@@ -1,3 +1,4 @@
+import contextlib
 import csv
 import errno
 import json
@@ -160,6 +161,17 @@ def test_folder_of_a_killed_process_is_free(tmp_path, caplog):
     with caplog.at_level(logging.INFO), owning(tmp_path):
         pass
     assert f"taking {tmp_path} over from process " in caplog.text
+
+
+def test_end_of_an_owner_leaves_the_next_owner_of_a_new_folder_alone(
+    tmp_path, monkeypatch
+):
+    with contextlib.ExitStack() as new:
+        with owning(tmp_path / "run"):
+            shutil.rmtree(tmp_path / "run")
+            monkeypatch.setattr(os, "getpid", lambda: 1)  # As in another process.
+            check = new.enter_context(owning(tmp_path / "run"))
+        check()
 
 
 def test_owner_learns_that_its_folder_is_gone(tmp_path):

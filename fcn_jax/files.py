@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 from filelock import FileLock, Timeout
 
 _log = logging.getLogger("fcn_jax")
@@ -29,16 +28,16 @@ def cache_folder() -> Path:
     return Path(folder).expanduser()
 
 
-def enable_compilation_cache() -> None:
+def keep_compiled_programs() -> None:
     """Keep programs that took over a second to compile, for the next process.
 
     They lie in the folder "compiled" of `cache_folder`, unless jax is told another
     (JAX_COMPILATION_CACHE_DIR) or not to (JAX_ENABLE_COMPILATION_CACHE=false). JAX
-    knows a program by what it computes, for what machine, and by its own version.
+    knows a program by what it computes, for what machine, and by its own version. Call
+    this before jax is imported, which reads the variable then.
     """
-    if jax.config.jax_compilation_cache_dir is None:
-        folder = str(cache_folder() / "compiled")
-        jax.config.update("jax_compilation_cache_dir", folder)
+    folder = str(cache_folder() / "compiled")
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", folder)
 
 
 class WriteError(OSError):

@@ -100,12 +100,13 @@ def test_csv_is_read_back_and_holds_no_formula(tmp_path):
 
 # A process that leaves its compiled programs to the next.
 PROGRAM = """
+from fcn_jax.files import keep_compiled_programs
+
+keep_compiled_programs()
 import jax
-from fcn_jax.files import enable_compilation_cache
 
 hits = []
 jax.monitoring.register_event_listener(lambda name, **_: hits.append(name))
-enable_compilation_cache()
 print(jax.jit(lambda x: x * 3)(14))
 print(hits.count("/jax/compilation_cache/cache_hits"))
 """

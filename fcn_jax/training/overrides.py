@@ -70,23 +70,6 @@ def _file_of(path: str) -> Path:
     return CONFIGS / f"{path}.py"
 
 
-def split_overrides(words: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Return the overrides among the words of a command line, and the other words.
-
-    Overrides are returned as ``--config.field=value``; the value may be the next word.
-    """
-    overrides, rest, words = [], [], list(words)
-    while words:
-        word = words.pop(0)
-        if not word.startswith(_START):
-            rest.append(word)
-        elif "=" in word or not words:
-            overrides.append(word)
-        else:
-            overrides.append(f"{word}={words.pop(0)}")
-    return overrides, rest
-
-
 def config_help() -> str:
     """Return a text that lists all fields of a config.
 

@@ -6,10 +6,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fcn_jax.models.fcn import fields_of
-from fcn_jax.network import Network
 from fcn_jax.training.checkpoint import FOLDER, Checkpoints
-from fcn_jax.training.config import CONFIG_FILE, Config, load_config, make_model
+from fcn_jax.training.config import CONFIG_FILE, load_config
 from fcn_jax.training.log import LOG_FILE, digest_of, parse_log, records_at
 from fcn_jax.training.validation import METRICS_FILE
 from fcn_jax.weights.load import RUN_FILE
@@ -40,18 +38,6 @@ def verdict_table(verdicts: list[Verdict]) -> str:
     """Return verdicts as lines to print."""
     width = max(len(verdict.name) for verdict in verdicts)
     return "\n".join(f"{v.name:<{width}}  {v.found}" for v in verdicts)
-
-
-def assert_same_network(workdir: Path, config: Config, net: Network) -> None:
-    """Raise ValueError if the config of a run describes another network than it has."""
-    told, true = fields_of(make_model(config)), fields_of(net.model)
-    for name in told.keys() - {"dropout"}:  # Only a training depends on that.
-        if told[name] != true[name]:
-            raise ValueError(
-                f"{workdir / CONFIG_FILE} says {name} = {told[name]!r}, and "
-                f"{workdir / RUN_FILE} has {true[name]!r}: one of them is of another "
-                f"run; use --weights {workdir} with --data or --config"
-            )
 
 
 def _verdicts(workdir: Path) -> Iterator[Verdict]:

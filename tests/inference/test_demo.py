@@ -75,7 +75,7 @@ def test_options_reach_the_page(net, tmp_path, monkeypatch):
     fcn_jax.save(tmp_path / "net.safetensors", net)
     calls = []
     monkeypatch.setattr(
-        "fcn_jax.__main__.serve_demo", lambda net, **options: calls.append(options)
+        "fcn_jax.commands.demo.serve_demo", lambda net, **options: calls.append(options)
     )
     weights = ["demo", "--weights", str(tmp_path / "net.safetensors")]
     assert main(weights) == 0

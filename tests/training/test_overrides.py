@@ -8,7 +8,7 @@ import pytest
 
 from fcn_jax.__main__ import main
 from fcn_jax.training.config import Config, flat
-from fcn_jax.training.overrides import config_help, read_config, split_overrides
+from fcn_jax.training.overrides import config_help, read_config
 
 ROOT = Path(__file__).parents[2]
 FOLDER = str(ROOT / "configs" / "folder.py")
@@ -28,14 +28,6 @@ def test_fields_are_set_by_their_types():
     assert config.data.crop == (1, 2) and config.init_from == ""
     assert config.data.flip is False and config.optim.learning_rate == -1
     assert config.data.class_names == ("sky", "a b") and config.epochs == 20
-
-
-def test_value_may_be_the_next_word():
-    words = ["--config.steps", "-1", "--x", "--config.seed=2", "y", "--config.epochs"]
-    assert split_overrides(words) == (
-        ["--config.steps=-1", "--config.seed=2", "--config.epochs"],
-        ["--x", "y"],
-    )
 
 
 @pytest.mark.parametrize(

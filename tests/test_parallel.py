@@ -51,7 +51,7 @@ from fcn_jax.training.steps import init_state, make_train_step
 
 BATCH, STEPS, ENDLESS = 24, 5, 10**6
 LONG = 300  # Seconds; the machine may be slow.
-SHARES = (1, 1), (3, 1), (2, 2)  # Devices and processes.
+SHARES = (1, 1), (2, 2)  # Devices and processes.
 TX = optax.sgd(1e-4, momentum=0.9)
 
 
@@ -516,39 +516,52 @@ def tree(folder):
     return {str(p.relative_to(folder)): p.read_bytes() for p in names if p.is_file()}
 
 
-def test_predict_shares_a_folder_over_processes(start, mydata, tmp_path):
-    images = tmp_path / "photos"
-    shutil.copytree(mydata / "images" / "val", images)
+@pytest.fixture(scope="module")
+def commands(start, mydata, tmp_path_factory):
+    """What predict and evaluate print and write, in one process and in two."""
+    images = tmp_path_factory.mktemp("photos")
+    for i in range(7):
+        shutil.copy(mydata / "images" / "val" / f"{i}.png", images)
     (images / "3a.png").write_text("no image")
-    said, found = {}, {}
-    for processes in (1, 3):
-        out = tmp_path / str(processes)
-        words = ["predict", "--weights", str(mydata / "net.safetensors"), str(images)]
-        words += ["--out", str(out), "--csv", str(out / "shares.csv")]
-        run = start(("command", *words), processes=processes).end()
-        said[processes] = [run.text(i) for i in range(processes)]
-        found[processes] = tree(out)
-    assert len(found[1]) == 15 and found[3] == found[1]
-    for text in said[1] + said[3]:
-        assert "status 1" in text  # One image is none.
-    for text, *others in said.values():
-        assert "left out" in text and "7 segmented into" in text
-        assert not any("segmented" in other for other in others)
+    weights = ["--weights", str(mydata / "net.safetensors")]
+    predict = ["predict", *weights, str(images)]
+    evaluate = ["evaluate", *weights, "--config", "folder"]
+    evaluate += [f"--config.data.root={mydata}", "--config.data.num_classes=3"]
+    evaluate += ["--save-confusion", "--save-predictions"]
+    runs = {}
+    for count in (1, 2):
+        out = tmp_path_factory.mktemp("out")
+        jobs = [
+            (*predict, "--out", f"{out}/predict", "--csv", f"{out}/predict/shares.csv"),
+            (*evaluate, "--out", f"{out}/evaluate"),
+        ]
+        runs[count] = out, start(*(("command", *j) for j in jobs), processes=count)
+    return {
+        count: (
+            [run.end().text(i).split("status") for i in range(count)],
+            tree(out / "predict"),
+            tree(out / "evaluate"),
+        )
+        for count, (out, run) in runs.items()
+    }
 
 
-def test_evaluate_shares_a_split_over_processes(start, mydata, tmp_path):
-    found = {}
-    for processes in (1, 3):
-        out = tmp_path / str(processes)
-        words = ["evaluate", "--weights", str(mydata / "net.safetensors"), "--config"]
-        words += ["folder", f"--config.data.root={mydata}", "--out", str(out)]
-        words += ["--config.data.num_classes=3", "--save-confusion"]
-        run = start(("command", *words, "--save-predictions"), processes=processes)
-        found[processes] = [run.end().text(i) for i in range(processes)], tree(out)
-    assert len(found[1][1]) == 7 + 5 and found[3][1] == found[1][1]
-    (main, *others), _ = found[3]
-    assert "mean IU" in main and "status 0" in main
-    assert not any("mean IU" in other for other in others)
+def test_predict_shares_a_folder_over_processes(commands):
+    (_, one, _), (said, two, _) = commands[1], commands[2]
+    assert len(one) == 15 and two == one
+    (main, status, _), (other, other_status, _) = said
+    assert "left out" in main and "7 segmented into" in main
+    assert "segmented into" not in other
+    for text in (status, other_status):
+        assert text.startswith(" 1\n")  # One image is none.
+
+
+def test_evaluate_shares_a_split_over_processes(commands):
+    (_, _, one), (said, _, two) = commands[1], commands[2]
+    assert len(one) == 7 + 5 and two == one
+    (_, main, status), (_, other, other_status) = said
+    assert "mean IU" in main and "mean IU" not in other
+    assert status.startswith(" 0\n") and other_status.startswith(" 0\n")
 
 
 def test_processes_count_together_and_refuse_what_they_cannot_share(start):
@@ -599,10 +612,12 @@ def test_zero1_reaches_what_one_device_does_and_each_holds_a_part(start, folder)
     out, legs = f"{folder}/zero1", f"{folder}/zero1.workdir"
     whole = start(("train", "fcn", "none", f"{out}.none")).end().text()
     four = {"devices": 2, "processes": 2}
-    modes = ("zero1", four), ("none", {}), ("zero1", four)
-    for step, (mode, layout) in enumerate(modes, start=STEPS - 2):
+    modes = ("none", {}), ("zero1", four)
+    for step, (mode, layout) in zip((2, STEPS), modes, strict=True):
         job = ("train", "fcn", mode, f"{out}.{step}", legs, step, step)
         part = start(job, **layout).end().text()
+    for i in range(2):
+        assert read(f"{out}.{STEPS}.first", i)["step"] == 2
     for i in range(2):
         assert_close(read(f"{out}.{STEPS}.last", i), read(f"{out}.none.last"))
     found = [int(re.search(r"held (\d+)", text)[1]) for text in (whole, part)]

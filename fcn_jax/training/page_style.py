@@ -42,6 +42,7 @@ th, td {
   overflow-wrap: anywhere;
 }
 th { font-weight: 600; }
+thead th { overflow-wrap: normal; }
 tbody th { font-weight: 400; }
 .facts th { white-space: nowrap; color: var(--soft); }
 .figures { display: grid; grid-template-columns: repeat(2, 1fr); gap: 10px; }
@@ -89,7 +90,8 @@ code { font-size: 0.9rem; }
   .two { grid-template-columns: 1fr 1fr; }
 }
 @media (max-width: 759px) {
-  .bars td:nth-child(2) { width: 30%; }
+  .bars td:nth-child(2) { width: 20%; }
+  .bars tbody th { min-width: 7.5em; }
   .bars th, .bars td { padding-right: 8px; font-size: 0.9rem; }
 }
 """

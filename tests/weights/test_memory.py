@@ -26,6 +26,7 @@ import io, json, resource, sys
 from contextlib import redirect_stderr, redirect_stdout
 import h5py
 from fcn_jax.__main__ import main
+from fcn_jax.commands import convert, inspect
 from fcn_jax.weights import load
 
 resource.setrlimit(resource.RLIMIT_DATA, (2**31, 2**31))

@@ -25,6 +25,7 @@ from fcn_jax.data.padding import enlarge
 from fcn_jax.processes import (
     all_devices,
     assert_equal_across_processes,
+    gather_parts,
     largest_over_processes,
 )
 
@@ -136,12 +137,9 @@ class Parallel:
         What the devices hold in parts comes as numpy arrays, put together one by one,
         for which all processes must call this.
         """
-        whole = jax.jit(lambda x: x, out_shardings=self._sharding())
 
         def one(x: jax.Array) -> jax.Array | np.ndarray:
-            if x.is_fully_replicated:
-                return x.addressable_data(0)
-            return np.asarray(whole(x).addressable_data(0))
+            return x.addressable_data(0) if x.is_fully_replicated else gather_parts(x)
 
         return jax.tree.map(one, state)
 

@@ -96,6 +96,11 @@ def sum_over_processes(array: np.ndarray) -> np.ndarray:
     return gathered.view(array.dtype).reshape(-1, *array.shape).sum(axis=0)
 
 
+def gather_parts(array: jax.Array) -> np.ndarray:
+    """Return an array that the devices of all processes hold in parts."""
+    return np.asarray(multihost_utils.process_allgather(array, tiled=True))
+
+
 def gather_texts(text: str) -> list[str]:
     """Return the texts that the processes pass, in the order of the processes."""
     if jax.process_count() == 1:

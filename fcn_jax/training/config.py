@@ -488,6 +488,11 @@ def make_model(config: Config) -> FCN:
     return FCN(num_classes=config.data.num_classes, **values)
 
 
+def steps_per_epoch(config: Config, examples: int) -> int:
+    """Return the steps after which each of so many examples has been seen."""
+    return math.ceil(examples / config.batch_size)
+
+
 def make_network(config: Config, params: Any = None) -> Network:
     """Return the network of a config with these parameters.
 

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from fcn_jax import progress
 from fcn_jax.progress import say, size
-from fcn_jax.training.config import Config
+from fcn_jax.training.config import Config, steps_per_epoch
 
 _LATEST = 50  # The time of a step is a mean over about so many.
 _BAR = 8  # Columns for the bar, at least.
@@ -120,7 +120,7 @@ class Display:
 
     def _epoch(self) -> str:
         """Return the pass over the images that the latest step belongs to."""
-        length = math.ceil(self._examples / self._config.batch_size)
+        length = steps_per_epoch(self._config, self._examples)
         passes = (math.ceil(n / length) for n in (self._step, self._config.steps))
         return "epoch {}/{}".format(*(max(1, n) for n in passes))
 

@@ -5,7 +5,6 @@ import dataclasses
 import functools
 import json
 import logging
-import math
 import signal
 import threading
 import time
@@ -40,6 +39,7 @@ from fcn_jax.training.config import (
     make_network,
     make_source,
     prefixed,
+    steps_per_epoch,
 )
 from fcn_jax.training.display import Display
 from fcn_jax.training.faults import check_quickly
@@ -150,16 +150,16 @@ def train(
             Display(config, len(train_source), start, best=best_iu, shown=is_main())
         )
 
-        def evaluate(state: TrainState, step: int) -> None:
+        def evaluate(params: Any, step: int) -> None:
             assert_there()
-            validate(make_network(config, state.params), step)
+            validate(make_network(config, params), step)
             display.best = validate.best["mean_iu"]
 
         state = parallel.put_state(state)
         # Log the scores that the training is to improve, or that are missing.
         if trained or start == config.steps:
             with display.evaluation():
-                evaluate(parallel.one_copy(state), start)
+                evaluate(parallel.one_copy(state.params), start)
         augment = training_augment(config, transform)
         batches = _batches(config, train_source, augment, start, parallel.shard)
         stack.callback(batches.close)
@@ -183,7 +183,7 @@ def train(
                     one = parallel.one_copy(state)
                     _check_finite(one, step)
                     if due:
-                        evaluate(one, step)
+                        evaluate(one.params, step)
                     if is_main():
                         assert_there()
                         checkpoints.save(
@@ -291,7 +291,7 @@ def _with_steps(config: Config, examples: int) -> Config:
             f"config.batch_size = {config.batch_size} is larger than the training "
             f"split, which has {examples} images: set it to {examples} or less"
         )
-    epoch = math.ceil(examples / config.batch_size)
+    epoch = steps_per_epoch(config, examples)
     return dataclasses.replace(
         config,
         steps=config.steps or max(1, round(config.epochs * epoch)),

@@ -1,9 +1,10 @@
 """Convolutions and pools, in the form that each platform computes fastest.
 
 Accelerators use XLA's convolution. On a CPU it is fast only in the forward pass of
-large maps with few channels. Two other cases are computed there as matrix products: the
-gradient of a kernel (`conv`), and layers with few positions and very many channels
-(`wide_conv`).
+large maps with few channels, in float32. The other cases are computed there as matrix
+products of patches (`fcn_jax.models.patches`): the gradient of a kernel, layers with
+few positions and very many channels (`wide_conv`), and bfloat16, where the CPU has
+instructions for it.
 """
 
 from functools import partial
@@ -14,25 +15,21 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-# "SAME", "VALID", or rows and columns of zeros: ((top, bottom), (left, right)).
-Padding = str | tuple[tuple[int, int], tuple[int, int]]
+from fcn_jax.models import patches
+from fcn_jax.models.patches import Padding, has_bfloat16
 
 _DIMENSIONS = ("NHWC", "HWIO", "NHWC")
-# With fewer input channels, XLA's gradient of a kernel is as fast.
+# With fewer input channels, XLA's convolutions are as fast.
 _MIN_CHANNELS = 64
-# Positions per matrix product: few enough for their rows to stay in a core's cache.
-_POSITIONS = 2048
-# Minimum rows per matrix product: each product also copies kh - 1 neighbouring rows.
-_LEAST_ROWS = 2
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
 def conv(x: jax.Array, kernel: jax.Array, padding: Padding) -> jax.Array:
-    """Convolve with stride 1; the gradient of the kernel is fast on a CPU too.
+    """Convolve with stride 1; on a CPU, bfloat16 and the gradients are fast too.
 
-    XLA computes that gradient as a convolution whose kernel is as large as the map. On
-    a CPU this runs at a tenth of the speed of the forward pass. As a `jax.custom_vjp`,
-    the function supports reverse-mode differentiation only.
+    XLA computes the gradient of a kernel as a convolution whose kernel is as large as
+    the map. On a CPU this runs at a tenth of the speed of the forward pass. As a
+    `jax.custom_vjp`, the function supports reverse-mode differentiation only.
 
     Args:
         x: [B, H, W, C].
@@ -42,88 +39,64 @@ def conv(x: jax.Array, kernel: jax.Array, padding: Padding) -> jax.Array:
     Returns:
         [B, H', W', D].
     """
-    return _xla_conv(x, kernel, padding)
+    channels, filters = kernel.shape[2:]
+    medium = patches.FEW_CHANNELS <= channels < _MIN_CHANNELS
+    return _on_cpu(
+        _in_bfloat16(x) and filters >= _MIN_CHANNELS and not medium,
+        lambda x, kernel: patches.conv(x, kernel, padding),
+        lambda x, kernel: _xla_conv(x, kernel, padding),
+        x,
+        kernel,
+    )
 
 
 def _conv_forward(x: jax.Array, kernel: jax.Array, padding: Padding) -> tuple:
-    return _xla_conv(x, kernel, padding), (x, kernel)
+    return conv(x, kernel, padding), (x, kernel)
 
 
 def _conv_backward(padding: Padding, residuals: tuple, g: jax.Array) -> tuple:
     x, kernel = residuals
-    _, pull_x = jax.vjp(lambda x: _xla_conv(x, kernel, padding), x)
+    sides, (channels, filters) = kernel.shape[:2], kernel.shape[2:]
+    if isinstance(padding, str):
+        padding = tuple(lax.padtype_to_pads(x.shape[1:3], sides, (1, 1), padding))
 
-    def as_convolution(x: jax.Array, g: jax.Array) -> jax.Array:
+    def for_x(g: jax.Array, kernel: jax.Array) -> jax.Array:
+        _, pull = jax.vjp(lambda x: _xla_conv(x, kernel, padding), x)
+        return pull(g)[0]
+
+    def for_kernel(x: jax.Array, g: jax.Array) -> jax.Array:
         _, pull = jax.vjp(lambda kernel: _xla_conv(x, kernel, padding), kernel)
         return pull(g)[0]
 
-    sides, channels = kernel.shape[:2], kernel.shape[2]
-    if sides == (1, 1) or channels < _MIN_CHANNELS:
-        return *pull_x(g), as_convolution(x, g)
-    gradient = lax.platform_dependent(
+    return _on_cpu(
+        _in_bfloat16(x) and min(channels, filters) >= _MIN_CHANNELS,
+        lambda g, kernel: patches.input_gradient(g, kernel, padding),
+        for_x,
+        g,
+        kernel,
+    ), _on_cpu(
+        sides != (1, 1) and channels >= _MIN_CHANNELS,
+        lambda x, g: patches.kernel_gradient(x, g, sides, padding),
+        for_kernel,
         x,
         g,
-        cpu=lambda x, g: _kernel_gradient(x, g, sides, padding),
-        default=as_convolution,
     )
-    return *pull_x(g), gradient
 
 
 conv.defvjp(_conv_forward, _conv_backward)
 
 
-def _kernel_gradient(
-    x: jax.Array, g: jax.Array, sides: tuple[int, int], padding: Padding
-) -> jax.Array:
-    """Sum the gradient of a kernel, [kh, kw, C, D], over products of some rows each.
-
-    Args:
-        x: [B, H, W, C].
-        g: [B, H', W', D], the gradient of the output.
-        sides: kh and kw.
-        padding: see `Padding`.
-    """
-    (kh, kw), (b, h, w, filters) = sides, g.shape
-    parts = -(-h // max(_LEAST_ROWS, _POSITIONS // (b * w)))
-    rows = -(-h // parts)
-    if isinstance(padding, str):
-        padding = lax.padtype_to_pads(x.shape[1:3], sides, (1, 1), padding)
-    (top, bottom), (left, right) = padding
-    surplus = parts * rows - h
-    x = jnp.pad(x, ((0, 0), (top, bottom + surplus), (left, right), (0, 0)))
-    g = jnp.pad(g, ((0, 0), (0, surplus), (0, 0), (0, 0)))
-    columns = kw * x.shape[-1]
-
-    def add(sums: tuple[jax.Array, ...], i: jax.Array) -> tuple:
-        part = lax.dynamic_slice_in_dim(x, i * rows, rows + kh - 1, axis=1)
-        shifted = [part[:, :, j : j + w] for j in range(kw)]
-        patches = jnp.concatenate(shifted, axis=-1)
-        part = lax.dynamic_slice_in_dim(g, i * rows, rows, axis=1)
-        products = [
-            jnp.matmul(
-                part.reshape(-1, filters).T,
-                patches[:, i : i + rows].reshape(-1, columns),
-                preferred_element_type=jnp.float32,
-            )
-            for i in range(kh)
-        ]
-        return tuple(map(jnp.add, sums, products)), None
-
-    zeros = (jnp.zeros((filters, columns), jnp.float32),) * kh
-    sums, _ = lax.scan(add, zeros, jnp.arange(parts))
-    gradient = jnp.stack([s.T.reshape(kw, -1, filters) for s in sums])
-    return gradient.astype(x.dtype)
-
-
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
 def wide_conv(x: jax.Array, kernel: jax.Array, padding: str = "SAME") -> jax.Array:
     """Convolve with stride 1 where positions are few and channels many (fc6, fc7).
 
     On a CPU, XLA's convolution computes fc6 far below the speed of a matrix product, so
-    there the patches are laid out as a matrix and multiplied.
+    there the patches are laid out as a matrix and multiplied. Supports reverse-mode
+    differentiation only.
 
     Args:
         x: [B, H, W, C].
-        kernel: [kh, kw, C, D].
+        kernel: [kh, kw, C, D], of the dtype of ``x``.
         padding: "SAME" or "VALID".
 
     Returns:
@@ -132,9 +105,29 @@ def wide_conv(x: jax.Array, kernel: jax.Array, padding: str = "SAME") -> jax.Arr
     return lax.platform_dependent(
         x,
         kernel,
-        cpu=lambda x, kernel: _conv_by_patches(x, kernel, padding),
+        cpu=lambda x, kernel: patches.wide_conv(x, kernel, padding),
         default=lambda x, kernel: _xla_conv(x, kernel, padding),
     )
+
+
+def _wide_forward(x: jax.Array, kernel: jax.Array, padding: str) -> tuple:
+    return wide_conv(x, kernel, padding), (x, kernel)
+
+
+def _wide_backward(padding: str, residuals: tuple, g: jax.Array) -> tuple:
+    def by_xla(x: jax.Array, kernel: jax.Array, g: jax.Array) -> tuple:
+        _, pull = jax.vjp(lambda x, kernel: _xla_conv(x, kernel, padding), x, kernel)
+        return pull(g)
+
+    return lax.platform_dependent(
+        *residuals,
+        g,
+        cpu=lambda x, kernel, g: patches.wide_gradients(x, kernel, g, padding),
+        default=by_xla,
+    )
+
+
+wide_conv.defvjp(_wide_forward, _wide_backward)
 
 
 class Conv(nn.Module):
@@ -164,22 +157,51 @@ class Conv(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, (self.filters,), jnp.float32)
         form = wide_conv if self.wide else conv
         y = form(x.astype(self.dtype), kernel.astype(self.dtype), self.padding)
-        return y + bias.astype(self.dtype)
+        # Cast after the broadcast, so that the gradient is summed in float32.
+        return y + jnp.broadcast_to(bias, y.shape).astype(self.dtype)
 
 
+@jax.custom_vjp
 def max_pool(x: jax.Array) -> jax.Array:
     """Max-pool [B, H, W, C] by 2x2 to [B, (H + 1) // 2, (W + 1) // 2, C].
 
-    The pool is the maximum of four slices, because its gradient is elementwise: that of
-    `lax.reduce_window` took 6 to 20 times as long on a CPU. Equal values share the
-    gradient. After a ReLU this concerns zeros only, which pass no gradient on.
+    Values that are equal share the gradient. Like the pool, the maximum of four slices,
+    the gradient is elementwise: that of `lax.reduce_window` took 6 to 20 times as long
+    on a CPU, and that of the slices 2 to 12 times. Supports reverse-mode
+    differentiation only.
     """
+    (a, b), (c, d) = _quarters(x)
+    return jnp.maximum(jnp.maximum(a, b), jnp.maximum(c, d))
+
+
+def _quarters(x: jax.Array) -> list[list[jax.Array]]:
+    """Return the four values under each position of the pool, -inf beyond the map."""
     h, w = (2 * ((side + 1) // 2) for side in x.shape[1:3])
     pads = ((0, 0), (0, h - x.shape[1]), (0, w - x.shape[2]), (0, 0))
     x = jnp.pad(x, pads, constant_values=-jnp.inf)
-    top = jnp.maximum(x[:, ::2, ::2], x[:, ::2, 1::2])
-    bottom = jnp.maximum(x[:, 1::2, ::2], x[:, 1::2, 1::2])
-    return jnp.maximum(top, bottom)
+    return [[x[:, i::2, j::2] for j in (0, 1)] for i in (0, 1)]
+
+
+def _pool_forward(x: jax.Array) -> tuple:
+    y = max_pool(x)
+    return y, (x, y)
+
+
+def _pool_backward(residuals: tuple, g: jax.Array) -> tuple:
+    x, y = residuals
+    b, h, w, channels = y.shape
+    equal = sum((part == y).astype(g.dtype) for row in _quarters(x) for part in row)
+
+    def over_the_map(pooled: jax.Array) -> jax.Array:
+        shape = b, h, 2, w, 2, channels
+        each = jnp.broadcast_to(pooled[:, :, None, :, None], shape)
+        each = each.reshape(b, 2 * h, 2 * w, channels)
+        return each[:, : x.shape[1], : x.shape[2]]
+
+    return (jnp.where(x == over_the_map(y), over_the_map(g / equal), 0),)
+
+
+max_pool.defvjp(_pool_forward, _pool_backward)
 
 
 def _xla_conv(x: jax.Array, kernel: jax.Array, padding: Padding) -> jax.Array:
@@ -188,15 +210,13 @@ def _xla_conv(x: jax.Array, kernel: jax.Array, padding: Padding) -> jax.Array:
     )
 
 
-def _conv_by_patches(x: jax.Array, kernel: jax.Array, padding: str) -> jax.Array:
-    """Convolve by one matrix product of patches and kernel."""
-    kh, kw, _, filters = kernel.shape
-    if padding == "SAME":
-        rows, cols = ((k - 1) // 2 for k in (kh, kw))
-        pads = ((0, 0), (rows, kh - 1 - rows), (cols, kw - 1 - cols), (0, 0))
-        x = jnp.pad(x, pads)
-    b, h, w = x.shape[0], x.shape[1] - kh + 1, x.shape[2] - kw + 1
-    shifted = [x[:, i : i + h, j : j + w] for i in range(kh) for j in range(kw)]
-    patches = jnp.concatenate(shifted, axis=-1)  # [B, H, W, kh*kw*C]
-    y = patches.reshape(b * h * w, -1) @ kernel.reshape(-1, filters)
-    return y.reshape(b, h, w, filters)
+def _on_cpu(gains: bool, by_patches: Any, by_xla: Any, *arrays: jax.Array) -> jax.Array:
+    """Compute by patches on a CPU, if that gains; else by XLA's convolution."""
+    if not gains:
+        return by_xla(*arrays)
+    return lax.platform_dependent(*arrays, cpu=by_patches, default=by_xla)
+
+
+def _in_bfloat16(x: jax.Array) -> bool:
+    """Tell whether a CPU should use its instructions for bfloat16."""
+    return x.dtype == jnp.bfloat16 and has_bfloat16()

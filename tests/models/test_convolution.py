@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fcn_jax.models.convolution import Conv, conv, wide_conv
+from fcn_jax.models.convolution import Conv, conv, max_pool, wide_conv
 
 
 def convolve(x, kernel, padding):
@@ -85,6 +85,26 @@ def test_conv_has_a_gradient_of_its_own_on_cpu_only(platform, convolutions):
     assert text.count("stablehlo.convolution") == convolutions
 
 
+@pytest.mark.parametrize(
+    ("platform", "has_bfloat16", "dtype", "convolutions"),
+    [
+        ("cpu", True, "bfloat16", 0),
+        ("cpu", False, "bfloat16", 2),
+        ("cpu", True, "float32", 2),
+        ("cuda", True, "bfloat16", 3),
+    ],
+)
+def test_conv_multiplies_bfloat16_where_the_cpu_can(
+    platform, has_bfloat16, dtype, convolutions, monkeypatch
+):
+    monkeypatch.setattr("fcn_jax.models.convolution.has_bfloat16", lambda: has_bfloat16)
+    x, kernel = jnp.zeros((1, 7, 7, 64), dtype), jnp.zeros((3, 3, 64, 64), dtype)
+    gradients = jax.grad(lambda x, k: (conv(x, k, "SAME") ** 2).sum(), (0, 1))
+    traced = jax.jit(gradients).trace(x, kernel)
+    text = traced.lower(lowering_platforms=(platform,)).as_text()
+    assert text.count("stablehlo.convolution") == convolutions
+
+
 @pytest.mark.usefixtures("branch")
 @pytest.mark.parametrize("padding", ["SAME", "VALID"])
 @pytest.mark.parametrize("sides", [(1, 1), (3, 3), (7, 7), (2, 4), (1, 5)], ids=str)
@@ -146,3 +166,27 @@ def test_conv_casts_parameters_to_its_dtype():
     y = conv.apply({"params": params}, jnp.ones((1, 1, 1, 1)))
     np.testing.assert_array_equal(y, np.ones((1, 1, 1, 2)))
     assert y.dtype == jnp.bfloat16
+
+
+def test_conv_sums_the_gradient_of_its_bias_in_float32():
+    conv = Conv(filters=1, side=1, dtype=jnp.bfloat16)
+    params = {"kernel": jnp.zeros((1, 1, 1, 1)), "bias": jnp.zeros(1)}
+    x = jnp.ones((1, 51, 101, 1))  # bfloat16 cannot count to 5151.
+    gradient = jax.grad(lambda p: conv.apply({"params": p}, x).sum(dtype="float32"))
+    assert gradient(params)["bias"] == 5151
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("shape", [(6, 8), (5, 7), (1, 1)], ids=str)
+def test_max_pool_shares_the_gradient_among_equal_values(shape, dtype):
+    rng = np.random.default_rng(0)
+    x = rng.integers(0, 3, (2, *shape, 3)).astype(np.float32)
+    y, pull_back = jax.vjp(max_pool, jnp.asarray(x, dtype))
+    g = 12 * rng.integers(1, 9, y.shape).astype(np.float32)  # Exact when divided.
+    (gradient,) = pull_back(jnp.asarray(g, dtype))
+    for b, i, j, c in np.ndindex(y.shape):
+        under = np.s_[b, 2 * i : 2 * i + 2, 2 * j : 2 * j + 2, c]
+        best = x[under] == x[under].max()
+        assert y[b, i, j, c] == x[under].max()
+        expected = best * (g[b, i, j, c] / best.sum())
+        np.testing.assert_array_equal(np.asarray(gradient[under], np.float32), expected)

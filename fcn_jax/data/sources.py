@@ -6,6 +6,8 @@ str}``. A label is a class in [0, C) or `fcn_jax.data.labels.VOID` (255).
 """
 
 import functools
+import hashlib
+import json
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -162,6 +164,22 @@ class FolderSource:
 
     def __len__(self) -> int:
         return len(self.pairs)
+
+    def fingerprint(self) -> str:
+        """Return a digest that changes with the files and the options.
+
+        Of each file the name, the size and the time of its last change count.
+        """
+        files = []
+        for name, images, label in self.pairs:
+            for file in (*images, label):
+                found = file.stat()
+                files.append((name, file.name, found.st_size, found.st_mtime_ns))
+        colors, classes = self._make_colors, self._to_classes
+        options = [colors.args, colors.keywords, classes.keywords]
+        options += [self._in_channels, self._resize_labels]
+        text = json.dumps([options, files], default=int)
+        return hashlib.sha256(text.encode()).hexdigest()
 
     def __getitem__(self, i: int) -> dict:
         name, image_files, label_file = self.pairs[i]

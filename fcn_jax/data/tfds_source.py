@@ -2,8 +2,10 @@
 
 import dataclasses
 import functools
+import hashlib
 import importlib.util
 import io
+import json
 import os
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -75,6 +77,7 @@ class TfdsSource:
             builder, name, self.image, self.label
         )
         self._records = _records(builder, name, self.split)
+        self._folder = builder.data_path
 
     def __reduce__(self) -> tuple:
         """Pickle the arguments: another process opens its own files."""
@@ -84,6 +87,18 @@ class TfdsSource:
     def __len__(self) -> int:
         """Return the number of examples."""
         return len(self._records)
+
+    def fingerprint(self) -> str:
+        """Return a digest that changes with the prepared files and the options."""
+        files = [
+            (file.name, file.stat().length, file.stat().mtime)
+            for file in sorted(self._folder.iterdir())
+        ]
+        arguments = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        for name in ("data_dir", "manual_dir"):  # The files count, wherever they lie.
+            del arguments[name]
+        text = json.dumps([arguments, files], default=int)
+        return hashlib.sha256(text.encode()).hexdigest()
 
     def __getitem__(self, i: int) -> dict:
         """Return an example: "image", "label" and "name"."""

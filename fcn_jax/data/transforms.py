@@ -183,7 +183,7 @@ def augment(
             of the pixels outside the image.
         transform: a transform to apply last.
     """
-    if size:
+    if size and example["label"].shape != tuple(size):  # A cache may have resized it.
         example = resize(example, size)
     if rotation:
         example = random_rotation(example, rng, rotation, mean)

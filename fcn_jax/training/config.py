@@ -131,6 +131,8 @@ class Data:
             "package.module:function"; "" for none.
         replacement: whether each training image is drawn from all, instead of once in
             each epoch.
+        cache: folder where a run keeps the decoded images of both splits, those to
+            train on in data.size, so that it decodes them once; "" for none.
         threads: reading threads, in this process or in each worker.
         workers: reading processes; 0 for none.
         help: where to get the data, for the error if it is missing.
@@ -169,6 +171,7 @@ class Data:
     jitter: tuple = ()
     transform: str = ""
     replacement: bool = False
+    cache: str = ""
     threads: int = 2
     workers: int = 0
     help: str = ""

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import optax
 
 from fcn_jax.charts import learning_curves
+from fcn_jax.data.cache import cache_source, check_cacheable
 from fcn_jax.data.loader import prefetch_to_device, train_batches
 from fcn_jax.data.shapes import ShapesSource
 from fcn_jax.data.sources import CheckedSource
@@ -133,6 +134,7 @@ def train(
         config, state, trained = start_or_resume(
             config, workdir, saved, tx, train_source
         )
+        train_source, eval_source = _cached(config, train_source, eval_source)
         start = int(state.step)
         log_start = -1 if saved is None else start
         if is_main():
@@ -260,7 +262,7 @@ def _sources(config: Config, train_source: Any, eval_source: Any) -> list[Any]:
     data = config.data
     given = (train_source, data.train_split), (eval_source, data.eval_split)
     with main_first():  # It may prepare the data set.
-        return [
+        sources = [
             make_source(config, split)
             if source is None
             else CheckedSource(
@@ -269,6 +271,28 @@ def _sources(config: Config, train_source: Any, eval_source: Any) -> list[Any]:
                 in_channels=config.model.in_channels,
             )
             for source, split in given
+        ]
+    if data.cache:
+        with prefixed(f"config.data.cache = {data.cache!r}: "):
+            for source in sources:
+                check_cacheable(source)
+    return sources
+
+
+def _cached(config: Config, train_source: Any, eval_source: Any) -> list[Any]:
+    """Return the sources with their images decoded, if the config has a cache."""
+    data = config.data
+    if not data.cache:
+        return [train_source, eval_source]
+    # Evaluation resizes each image for the network, and scores it at its own size.
+    splits = (
+        (train_source, data.train_split, tuple(data.size)),
+        (eval_source, data.eval_split, ()),
+    )
+    with main_first(), prefixed(f"config.data.cache = {data.cache!r}: "):
+        return [
+            cache_source(source, data.cache, name=name, size=size, progress=is_main())
+            for source, name, size in splits
         ]
 
 

@@ -36,6 +36,7 @@ NEUTRAL = frozenset(
         "data.channels",
         "data.shown",
         "data.bucket",
+        "data.cache",
         "data.threads",
         "data.workers",
         "data.help",

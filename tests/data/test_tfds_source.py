@@ -3,6 +3,7 @@
 import importlib.util
 import io
 import json
+import os
 import pickle
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
+from fcn_jax.data.cache import cache_source
 from fcn_jax.data.tfds_source import TfdsSource
 
 COUNTS = {"train": 5, "test": 3}
@@ -131,6 +133,29 @@ def test_source_gives_pixels_as_stored(data_dir, image, label):
         np.testing.assert_array_equal(example["label"], mask("train", i))
 
 
+def test_source_is_cached_under_a_fingerprint_of_files_and_options(data_dir, tmp_path):
+    source = open_source(data_dir)
+    cached = cache_source(source, tmp_path, name="train")
+    for found, expected in zip(cached, source, strict=True):
+        assert found["name"] == expected["name"]
+        for key in ("image", "label"):
+            np.testing.assert_array_equal(found[key], expected[key])
+    same = pickle.loads(pickle.dumps(source))
+    assert same.fingerprint() == source.fingerprint()
+    changes = {"split": "test"}, {"label": "indices"}, {"num_classes": 20}
+    changes += {"ignore_label": 5}, {"label_map": ((5, 1),)}
+    others = [open_source(data_dir, **change) for change in changes]
+    others.append(open_source(data_dir, "named"))
+    assert len({one.fingerprint() for one in (source, *others)}) == 1 + len(others)
+
+
+def test_source_prepared_anew_has_another_fingerprint(tmp_path):
+    before = open_source(str(tmp_path)).fingerprint()
+    (file,) = (tmp_path / "other_names/plain/1.0.0").glob("*train*")
+    os.utime(file, (1, 1))
+    assert open_source(str(tmp_path)).fingerprint() != before
+
+
 def test_source_maps_values_to_classes_and_checks_them(data_dir):
     classes = {"num_classes": 2, "ignore_label": 9}
     mapped = open_source(
@@ -197,6 +222,7 @@ def test_source_in_another_process_needs_neither_builder_nor_tensorflow(
     script = f"""
 import pickle, sys
 import fcn_jax
+from fcn_jax.data.cache import cache_source
 from fcn_jax.data.tfds_source import TfdsSource
 assert not {{"tensorflow_datasets", "tensorflow"}} & set(sys.modules)
 source, expected = pickle.load(sys.stdin.buffer)

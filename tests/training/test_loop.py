@@ -195,24 +195,57 @@ def test_bad_warmup_and_batch_name_their_fields(thin_config, tmp_path):
         loop.train(config, tmp_path)
 
 
-def test_images_of_many_sizes_cost_a_compilation_for_each_bucket(
-    thin_config, records, tmp_path
-):
+def save_pairs(root, **counts):
+    """Images and masks of many sizes, up to 16x16 and 32x16 in turns."""
     rng = np.random.default_rng(0)
-    for split, count in (("train", 12), ("val", 3)):
+    for split, count in counts.items():
         for kind in ("images", "labels"):
-            (tmp_path / kind / split).mkdir(parents=True)
+            (root / kind / split).mkdir(parents=True)
         for i in range(count):
             size = rng.integers(1, 17) + 16 * (i % 2), rng.integers(1, 17)
             for kind, channels in (("images", (3,)), ("labels", ())):
                 pixels = rng.integers(0, 3, (*size, *channels), np.uint8)
-                Image.fromarray(pixels).save(tmp_path / kind / split / f"{i}.png")
+                Image.fromarray(pixels).save(root / kind / split / f"{i}.png")
+
+
+def test_images_of_many_sizes_cost_a_compilation_for_each_bucket(
+    thin_config, records, tmp_path
+):
+    save_pairs(tmp_path, train=12, val=3)
     data = Data(root=str(tmp_path), num_classes=3, bucket=16)
     config = thin_config(steps=12, eval_every=12, batch_size=1)
     loop.train(dataclasses.replace(config, data=data), tmp_path / "run")
     log = [r for r in records(tmp_path / "run") if "compiles" in r]
     # 16x16 and 32x16.
     assert log[0]["compiles"] == 1 and log[-1]["compiles"] == 2
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_run_with_a_cache_is_the_run_without_it_bit_for_bit(
+    thin_config, records, tmp_path, workers
+):
+    save_pairs(tmp_path, train=5, val=3)
+    config = thin_config(steps=2)
+    config.data = Data(root=str(tmp_path), num_classes=3, size=(32, 32), crop=(24, 24))
+    expected = loop.train(config, tmp_path / "plain")
+    config.data.cache, config.data.workers = str(tmp_path / "cache"), workers
+    assert loop.train(config, tmp_path / "cached") == expected
+    assert records(tmp_path / "cached") == records(tmp_path / "plain")
+    last = [state_of(config, tmp_path / run) for run in ("plain", "cached")]
+    for a, b in zip(*map(jax.tree.leaves, last), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert loop.train(config, tmp_path / "plain") == expected  # A cache may come later.
+    names = sorted(file.name.split("-")[0] for file in (tmp_path / "cache").iterdir())
+    assert names == ["train", "val"]
+
+
+def test_cache_of_own_or_drawn_images_is_refused_before_any_work(thin_config, tmp_path):
+    config = thin_config()
+    config.data.cache = str(tmp_path / "cache")
+    for sources in ((), (own_pairs(0, 3), own_pairs(1, 2))):
+        with pytest.raises(ValueError, match="config.data.cache = .* cannot be cached"):
+            loop.train(config, tmp_path / "run", *sources)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_finer_network_starts_from_the_run_of_the_coarser_also_after_a_kill(

@@ -2,8 +2,11 @@
 
 import numpy as np
 
+from fcn_jax.data.strips import row_strips
+
 # Weights of red, green and blue in grey (ITU-R BT.601), as in Pillow.
 _GREY = np.array([0.299, 0.587, 0.114], np.float32)
+_STRIP = 2**17  # Values whose hue is turned at once, in the cache of a core.
 
 
 def color_jitter(
@@ -71,7 +74,8 @@ def adjust_brightness(rgb: np.ndarray, factor: float) -> np.ndarray:
     Returns:
         [3, H, W] float32, RGB in [0, 255].
     """
-    return np.clip(rgb * np.float32(factor), 0, 255)
+    changed = rgb * np.float32(factor)
+    return np.clip(changed, 0, 255, out=changed)
 
 
 def adjust_contrast(rgb: np.ndarray, factor: float) -> np.ndarray:
@@ -110,6 +114,14 @@ def adjust_hue(rgb: np.ndarray, shift: float) -> np.ndarray:
     Returns:
         [3, H, W] float32, RGB in [0, 255].
     """
+    turned = np.empty_like(rgb)
+    for rows in row_strips(rgb.shape[1], 3 * rgb.shape[2], _STRIP):
+        _turn_hue(rgb[:, rows], shift, turned[:, rows])
+    return turned
+
+
+def _turn_hue(rgb: np.ndarray, shift: float, turned: np.ndarray) -> None:
+    """Write some rows of what `adjust_hue` returns into another array."""
     red, green, blue = rgb
     value = rgb.max(axis=0)
     chroma = value - rgb.min(axis=0)
@@ -121,13 +133,11 @@ def adjust_hue(rgb: np.ndarray, shift: float) -> np.ndarray:
         np.where(value == green, (blue - red) * slope + 2, (red - green) * slope + 4),
     )
     hue += np.float32(6 * shift)
-    turned = np.empty_like(rgb)
     for channel, offset in zip(turned, (5, 3, 1), strict=True):
         sixths = hue + offset
         sixths -= 6 * np.floor(sixths / 6)  # Much faster than %.
         # The channel is the smallest for three sixths, and the largest for two.
         channel[:] = value - chroma * np.clip(2 - abs(sixths - 2), 0, 1)
-    return turned
 
 
 def _from_grey(

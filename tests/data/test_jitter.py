@@ -51,6 +51,12 @@ def test_adjust_hue_is_that_of_colorsys(shift):
         np.testing.assert_allclose(found[:, i, j] / 255, expected, atol=1e-5)
 
 
+def test_adjust_hue_of_a_large_image_is_that_of_each_row():
+    rgb = np.random.default_rng(0).uniform(0, 255, (3, 301, 200)).astype(np.float32)
+    rows = [adjust_hue(rgb[:, i : i + 1], 0.2) for i in range(301)]
+    np.testing.assert_array_equal(adjust_hue(rgb, 0.2), np.concatenate(rows, 1))
+
+
 def test_color_jitter_of_nothing_changes_nothing():
     changed = color_jitter(IMAGE, rng(), 0, 0, 0, 0)
     np.testing.assert_array_equal(changed, IMAGE)

@@ -1,55 +1,102 @@
-"""Measure images per second, read and augmented, beside torch's DataLoader.
+"""Measure images per second, read and augmented, beside torchvision's transforms.
 
     python benchmarks/pipeline.py --out pipeline.json
+    python benchmarks/pipeline.py --like cityscapes
 
-Both `train_batches` and torch read the same JPEGs and PNG label maps with Pillow,
-scale, crop and flip them at random with Pillow and numpy, and stack them. Nothing uses
-the batches. torch's data set is written in the usual way: with Pillow alone, the whole
-image resized and then cropped. Without --root, images of VOC's usual sizes are made:
-noise that falls off as the detail of a photograph does, saved at VOC's quality, so that
-files are as large (90 KB) and as slow to decode.
+The figures are those of three pipelines. Each scales, crops, flips and recolours at
+random, stacks batches and ends there: nothing uses them, and nothing subtracts a mean.
+
+- fcn_jax: `train_batches` reads image files and masks.
+- cached: `train_batches` reads the decoded images of `cache_source`.
+- torch: a DataLoader reads the same files with torchvision (pipeline_torch.py). It
+  draws the short side from the range that the scales give, resizes the whole image, and
+  pads and crops it.
+
+Without --root, images are made: noise that falls off as the detail of a photograph
+does, so that files are as large and as slow to decode as those of the data set. Like
+VOC's they are JPEGs of about 500x375 and 90 KB, like Cityscapes' PNGs of 2048x1024 and
+2.1 MB. All files are in the memory of the system after the first epoch.
 
 "one core" reads in the caller's thread. "threads" and "processes" have --cores of them;
 torch has processes only. All stay alive and take turns. A turn first empties what has
-been read ahead, so neither that nor the start of processes is timed. Without torch the
-rest is measured.
+been read ahead, so neither that nor the start of processes is timed. Without
+torchvision the rest is measured.
+
+Then follow the times of the stages of one image, in this thread, and a model of
+the cores that feed an accelerator.
 """
 
 import argparse
 import functools
+import importlib.util
+import math
 import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import harness
 import numpy as np
 from PIL import Image
 
+from fcn_jax import FCN
+from fcn_jax.data.cache import cache_source
+from fcn_jax.data.images import read_image
+from fcn_jax.data.jitter import color_jitter
 from fcn_jax.data.loader import train_batches
 from fcn_jax.data.sources import FolderSource
-from fcn_jax.data.transforms import augment
+from fcn_jax.data.transforms import augment, random_crop
+from fcn_jax.models.flops import flop_per_image
 
 IMAGES, LABELS = "JPEGImages", "SegmentationClass"
-SIZES = (375, 500), (333, 500), (500, 375), (500, 333)  # Height, width.
 CLASSES, VOID = 21, 255
-SCALE = 0.5, 2.0
 MEAN = 123, 117, 104
+TORCHVISION = bool(harness.TORCH_INSTALLED and importlib.util.find_spec("torchvision"))
+# The largest FLOP/s of dense products in bfloat16, as their makers state it.
+PEAKS = {"TPU v5e": 197e12, "TPU v6e": 918e12, "H100": 989e12}
+SHARE = 0.5  # Of the peak, assumed.
+
+
+class Kind(NamedTuple):
+    """Describe the images that are made, and their augmentation by the configs."""
+
+    sizes: tuple[tuple[int, int], ...]  # Height, width.
+    suffix: str
+    scale: tuple[float, float]
+    crop: tuple[int, int]
+    images: int
+    batch_size: int
+    batches: int
+
+
+KINDS = {
+    "voc": Kind(
+        sizes=((375, 500), (333, 500), (500, 375), (500, 333)),
+        suffix=".jpg",
+        scale=(0.5, 1.5),
+        crop=(512, 512),
+        images=100,
+        batch_size=8,
+        batches=12,
+    ),
+    "cityscapes": Kind(
+        sizes=((1024, 2048),),
+        suffix=".png",
+        scale=(0.75, 1.5),
+        crop=(512, 1024),
+        images=16,
+        batch_size=4,
+        batches=8,
+    ),
+}
 
 
 def main() -> None:
-    parser = harness.make_parser(__doc__, batch_size=8, repeats=5)
-    add = parser.add_argument
-    add("--root", help=f"folder with {IMAGES} and {LABELS}, as VOC's")
-    add("--list-file", default="", help="file under --root of the stems to use")
-    add("--images", type=int, default=200, help="number of images made without --root")
-    add("--crop", type=int, default=320, help="height and width of the crops")
-    add("--batches", type=int, default=30, help="batches timed in a turn")
-    add("--cores", type=int, default=os.cpu_count(), help="threads or processes")
-    args = parser.parse_args()
+    args = arguments()
     with tempfile.TemporaryDirectory() as folder:
         if not args.root:
-            make_images(Path(folder), args.images)
+            make_images(Path(folder), KINDS[args.like], args.images)
         source = FolderSource(
             args.root or folder,
             images=IMAGES,
@@ -58,40 +105,67 @@ def main() -> None:
             num_classes=CLASSES,
             list_file=args.list_file,
         )
-        times = measure(source, args)
+        cached = cache_source(source, args.cache or folder, name="pipeline")
+        times = measure(source, cached, args)
+        stages = harness.medians(stage_times(source, cached, args))
     rates = {key: args.batch_size / s for key, s in harness.medians(times).items()}
     found: dict[str, dict[str, float]] = {way: {} for way, _ in rates}
-    print(f"{'images/s (per core)':<20}{'fcn_jax':>18}{'torch':>18}{'ratio':>8}")
-    for way, row in found.items():
-        used = 1 if way == "one core" else args.cores
-        print(f"{way if way == 'one core' else f'{used} {way}':<20}", end="")
-        for library in ("fcn_jax", "torch"):
-            if (rate := rates.get((way, library))) is not None:
-                row[library] = rate
-                print(f"{f'{rate:.1f} ({rate / used:.1f})':>18}", end="")
-        if "torch" in row:
-            ratio = harness.ratio(times, (way, "torch"), (way, "fcn_jax"))
-            print(f"{ratio:8.2f}", end="")
-        print()
-    if not harness.TORCH_INSTALLED:
-        print("torch: not installed")
-    harness.write_figures(args, {"images/s": found})
+    for (way, library), rate in rates.items():
+        found[way][library] = rate
+    print_rates(found, times, args)
+    print("\nmilliseconds of one image")
+    for stage, seconds in stages.items():
+        print(f"{stage:<24}{1e3 * seconds:8.2f}")
+    needed = needed_rates(args.crop)
+    print_cores(needed, found, args)
+    harness.write_figures(
+        args, {"images/s": found, "seconds": stages, "needed images/s": needed}
+    )
 
 
-def measure(source: FolderSource, args: argparse.Namespace) -> dict:
+def arguments() -> argparse.Namespace:
+    parser = harness.make_parser(__doc__, repeats=5)
+    add = parser.add_argument
+    add("--like", choices=KINDS, default="voc", help="whose images are made (voc)")
+    add("--root", help=f"folder with {IMAGES} and {LABELS}, as VOC's")
+    add("--list-file", default="", help="file under --root of the stems to use")
+    add("--cache", help="folder for the cache of --root; default: a temporary one")
+    add("--images", type=int, help="number of images made without --root")
+    add("--crop", type=int, nargs=2, help="height and width of the crops")
+    add("--no-jitter", action="store_true", help="leave out the changes of colour")
+    add("--batch-size", type=int, help=harness.HELP["batch_size"])
+    add("--batches", type=int, help="batches timed in a turn")
+    add("--cores", type=int, default=os.cpu_count(), help="threads or processes")
+    args = parser.parse_args()
+    kind = KINDS[args.like]
+    for name in ("images", "crop", "batch_size", "batches"):
+        if getattr(args, name) is None:
+            setattr(args, name, getattr(kind, name))
+    args.scale = kind.scale
+    args.jitter = () if args.no_jitter else (0.3, 0.3, 0.3, 0.05)
+    args.crop = tuple(args.crop)
+    return args
+
+
+def measure(source: Any, cached: Any, args: argparse.Namespace) -> dict:
     """Return the seconds of a batch in each turn, by way and library."""
-    by_fcn_jax = functools.partial(fcn_jax_batches, source, args)
-    pipelines = {
-        ("one core", "fcn_jax"): by_fcn_jax(threads=0),
-        ("threads", "fcn_jax"): by_fcn_jax(threads=args.cores),
-        ("processes", "fcn_jax"): by_fcn_jax(threads=1, workers=args.cores),
-    }
-    if harness.TORCH_INSTALLED:
-        by_torch = functools.partial(torch_batches, source, args)
-        pipelines["one core", "torch"] = by_torch(workers=0)
-        pipelines["processes", "torch"] = by_torch(workers=args.cores)
-    for batches in pipelines.values():
-        check(next(batches), args)
+    pipelines = {}
+    for name, examples in (("fcn_jax", source), ("cached", cached)):
+        read = functools.partial(fcn_jax_batches, examples, args)
+        pipelines["one core", name] = read(threads=0)
+        pipelines["threads", name] = read(threads=args.cores)
+        pipelines["processes", name] = read(threads=1, workers=args.cores)
+    if TORCHVISION:
+        import pipeline_torch
+
+        options = {"scale": args.scale, "crop": args.crop, "jitter": args.jitter}
+        pairs = pipeline_torch.Pairs(source.pairs, mean=MEAN, void=VOID, **options)
+        for way, workers in (("one core", 0), ("processes", args.cores)):
+            pipelines[way, "torch"] = pipeline_torch.batches(
+                pairs, batch_size=args.batch_size, workers=workers
+            )
+    for (_, library), batches in pipelines.items():
+        check(next(batches), library, args)
     return harness.time_in_turns(
         {key: functools.partial(next, it) for key, it in pipelines.items()},
         repeats=args.repeats,
@@ -101,15 +175,16 @@ def measure(source: FolderSource, args: argparse.Namespace) -> dict:
 
 
 def fcn_jax_batches(
-    source: FolderSource, args: argparse.Namespace, *, threads: int, workers: int = 0
+    source: Any, args: argparse.Namespace, *, threads: int, workers: int = 0
 ) -> Iterator[dict]:
     vary = functools.partial(
         augment,
         size=(),
-        scale=SCALE,
-        crop=(args.crop, args.crop),
+        scale=args.scale,
+        crop=args.crop,
         flip=True,
         mean=MEAN,
+        jitter=args.jitter,
     )
     return train_batches(
         source,
@@ -121,75 +196,94 @@ def fcn_jax_batches(
     )
 
 
-def torch_batches(
-    source: FolderSource, args: argparse.Namespace, *, workers: int
-) -> Iterator[dict]:
-    import torch
-    from torch.utils.data import DataLoader, RandomSampler
-
-    torch.set_num_threads(1)  # As in its workers.
-    dataset = Pairs(source.pairs, args.crop)
-    return iter(
-        DataLoader(
-            dataset,
-            batch_size=args.batch_size,
-            sampler=RandomSampler(dataset, replacement=True, num_samples=2**40),
-            num_workers=workers,
-            multiprocessing_context="spawn" if workers else None,
-        )
-    )
-
-
-class Pairs:
-    """A data set as it is usually written for torch, with Pillow alone."""
-
-    def __init__(self, pairs: list[tuple], crop: int):
-        self.pairs, self.crop = pairs, crop
-
-    def __len__(self) -> int:
-        return len(self.pairs)
-
-    def __getitem__(self, i: int) -> dict:
-        _, (image_path,), label_path = self.pairs[i]
-        image, label = Image.open(image_path).convert("RGB"), Image.open(label_path)
-        rng = np.random.default_rng()
-        factor = rng.uniform(*SCALE)
-        size = [max(1, round(side * factor)) for side in image.size]
-        image = image.resize(size, Image.Resampling.BILINEAR)
-        label = label.resize(size, Image.Resampling.NEAREST)
-        spare = np.subtract(self.crop, size)
-        corner = rng.integers(np.minimum(spare, 0), np.maximum(spare, 0), endpoint=True)
-        image = self.window(image, MEAN, corner)
-        label = self.window(label, VOID, corner)
-        if rng.random() < 0.5:
-            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-            label = label.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        return {"image": np.array(image), "label": np.array(label, np.int32)}
-
-    def window(
-        self, image: Image.Image, fill: int | tuple[int, ...], corner: np.ndarray
-    ) -> Image.Image:
-        window = Image.new(image.mode, (self.crop, self.crop), fill)
-        window.paste(image, tuple(corner.tolist()))
-        return window
-
-
-def check(batch: dict, args: argparse.Namespace) -> None:
-    shape = (args.batch_size, args.crop, args.crop)
+def check(batch: dict, library: str, args: argparse.Namespace) -> None:
+    shape = args.batch_size, *args.crop
+    wanted = [((*shape, 3), "uint8"), (shape, "int32")]
+    if library == "torch":  # In its order and the type that its loss takes.
+        wanted = [((shape[0], 3, *shape[1:]), "uint8"), (shape, "int64")]
     found = [(tuple(v.shape), str(v.dtype).split(".")[-1]) for v in batch.values()]
-    if found != [((*shape, 3), "uint8"), (shape, "int32")]:
-        raise SystemExit(f"a batch has the wrong form: {found}")
+    if found != wanted:
+        raise SystemExit(f"a batch of {library} has the wrong form: {found}")
 
 
-def make_images(root: Path, count: int) -> None:
+def stage_times(source: Any, cached: Any, args: argparse.Namespace) -> dict:
+    """Return the seconds of each stage of an image in each turn."""
+    _, (image_file,), _ = source.pairs[0]
+    example, rng = source[0], np.random.default_rng(0)
+    shape = np.array(example["label"].shape)
+
+    def crop() -> dict:
+        scaled = np.rint(shape * rng.uniform(*args.scale)).astype(int)
+        options = {"scaled": tuple(scaled.tolist()), "mean": MEAN}
+        return random_crop(example, rng, args.crop, **options)
+
+    cropped = crop()["image"]
+    runs = {
+        "read the file": image_file.read_bytes,
+        "read and decode it": lambda: read_image(image_file),
+        "the same with its mask": lambda: source[0],
+        "read from the cache": lambda: cached[0],
+        "scale and crop": crop,
+        "flip": lambda: np.ascontiguousarray(cropped[:, ::-1]),
+    }
+    if args.jitter:
+        runs["jitter"] = lambda: color_jitter(cropped, rng, *args.jitter)
+    return harness.time_in_turns(runs, repeats=args.repeats, sample=0.1)
+
+
+def needed_rates(crop: tuple[int, int]) -> dict[str, float]:
+    """Return the images/s that FCN-8s trains at on each accelerator, by a model.
+
+    A training step takes three times the operations of a forward pass.
+    """
+    work = 3 * flop_per_image(FCN("fcn8s", CLASSES), crop)
+    return {name: SHARE * peak / work for name, peak in PEAKS.items()}
+
+
+def print_rates(found: dict, times: dict, args: argparse.Namespace) -> None:
+    print(f"{'images/s (per core)':<20}{'fcn_jax':>18}{'cached':>18}{'torch':>18}")
+    for way, row in found.items():
+        used = 1 if way == "one core" else args.cores
+        print(f"{way if way == 'one core' else f'{used} {way}':<20}", end="")
+        for rate in row.values():
+            print(f"{f'{rate:.1f} ({rate / used:.1f})':>18}", end="")
+        if "torch" in row:
+            for library in ("fcn_jax", "cached"):
+                ratio = harness.ratio(times, (way, "torch"), (way, library))
+                print(f", {library} / torch {ratio:.2f}", end="")
+        print()
+    if not TORCHVISION:
+        print("torch: torch and torchvision are not both installed")
+
+
+def print_cores(needed: dict, found: dict, args: argparse.Namespace) -> None:
+    """Print how many cores a model of each accelerator needs."""
+    best: dict[str, float] = {}
+    for way in ("threads", "processes"):
+        for library, rate in found[way].items():
+            best[library] = max(best.get(library, 0), rate / args.cores)
+    print(
+        f"\ncores that feed FCN-8s at {args.crop[0]}x{args.crop[1]}: a model, not a "
+        f"measurement. Accelerators train at {100 * SHARE:.0f} % of\ntheir peak, and "
+        "more cores read as fast as these, each\n"
+        f"{'accelerator':<16}{'images/s':>10}"
+        + "".join(f"{library:>10}" for library in best)
+    )
+    for name, rate in needed.items():
+        cores = "".join(f"{math.ceil(rate / each):>10}" for each in best.values())
+        print(f"{name:<16}{rate:>10.0f}{cores}")
+
+
+def make_images(root: Path, kind: Kind, count: int) -> None:
     rng = np.random.default_rng(0)
     for folder in (IMAGES, LABELS):
         (root / folder).mkdir()
     for i in range(count):
-        size = SIZES[i % len(SIZES)]
+        size = kind.sizes[i % len(kind.sizes)]
         image = sum(noise(rng, 2**octave, size) / 1.3**octave for octave in range(1, 9))
         image = Image.fromarray(np.clip(128 + 90 * image, 0, 255).astype(np.uint8))
-        image.save(root / IMAGES / f"{i:04}.jpg", quality=94)
+        # The quality is that of VOC; a PNG has none.
+        image.save(root / IMAGES / f"{i:04}{kind.suffix}", quality=94)
         label = np.argmax(noise(rng, 6, size, CLASSES), -1).astype(np.uint8)
         label[: size[0] // 50] = VOID
         label = Image.fromarray(label)

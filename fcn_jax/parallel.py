@@ -103,7 +103,7 @@ class Parallel:
         return jax.tree.map(
             lambda x, held: jax.make_array_from_callback(x.shape, held, x.__getitem__),
             state,
-            self._shardings(state),
+            self.shardings(state),
         )
 
     def put_batch(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
@@ -146,7 +146,7 @@ class Parallel:
     def _sharding(self, *axes: str) -> NamedSharding:
         return NamedSharding(self.mesh, P(*axes))
 
-    def _shardings(self, state: Any) -> Any:
+    def shardings(self, state: Any) -> Any:
         """Return how the devices hold each array of a state."""
 
         def held(path: tuple, x: jax.Array) -> NamedSharding:
@@ -165,7 +165,7 @@ class Parallel:
 
         def keeping(state: Any, *inputs: Any) -> tuple[Any, Any]:
             state, metrics = step(state, *inputs)
-            held = self._shardings(state)
+            held = self.shardings(state)
             return jax.lax.with_sharding_constraint(state, held), metrics
 
         return keeping

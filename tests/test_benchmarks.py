@@ -1,6 +1,7 @@
 import importlib.util
 import json
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,51 @@ BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 TORCH = importlib.util.find_spec("torch") is not None
 TORCHVISION = TORCH and importlib.util.find_spec("torchvision") is not None
 OPENVINO = importlib.util.find_spec("openvino") is not None
+LIBTPU = importlib.util.find_spec("libtpu") is not None
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}  # Speed does not matter here.
+
+# A program for four chips as XLA prints it, cut down to what matters.
+HLO = """HloModule jit_step, is_scheduled=true
+
+%add (x: f32[], y: f32[]) -> f32[] {
+  %x = f32[]{:T(128)} parameter(0)
+  %y = f32[]{:T(128)} parameter(1)
+  ROOT %sum = f32[]{:T(128)} add(%x, %y)
+}
+
+%gather (param: f32[8,4]) -> f32[32,4] {
+  %param = f32[8,4]{1,0:T(8,128)} parameter(0)
+  ROOT %all-gather.1 = f32[32,4]{1,0:T(8,128)} all-gather(%param), channel_id=2
+}
+
+%body (state: (s32[], bf16[6])) -> (s32[], bf16[6]) {
+  %state = (s32[]{:T(128)}, bf16[6]{0:T(256)(128)(2,1)}) parameter(0)
+  %i = s32[]{:T(128)} get-tuple-element(%state), index=0
+  %v = bf16[6]{0:T(256)(128)(2,1)} get-tuple-element(%state), index=1
+  %w = bf16[6]{0:T(256)(128)(2,1)} all-reduce(%v), channel_id=3, to_apply=%add
+  ROOT %next = (s32[]{:T(128)}, bf16[6]{0:T(256)(128)(2,1)}) tuple(%i, %w)
+}
+
+%condition (state.1: (s32[], bf16[6])) -> pred[] {
+  %state.1 = (s32[]{:T(128)}, bf16[6]{0:T(256)(128)(2,1)}) parameter(0)
+  ROOT %less = pred[]{:T(512)} constant(true)
+}
+
+ENTRY %main (a: f32[3,5], b: bf16[7], c: f32[8,4], s: (s32[], bf16[6])) -> f32[3,5] {
+  %a = f32[3,5]{1,0:T(4,128)} parameter(0)
+  %b = bf16[7]{0:T(256)(128)(2,1)} parameter(1)
+  %c = f32[8,4]{1,0:T(8,128)} parameter(2)
+  %s = (s32[]{:T(128)}, bf16[6]{0:T(256)(128)(2,1)}) parameter(3)
+  %loop = (s32[]{:T(128)}, bf16[6]{0:T(256)(128)(2,1)}) while(%s), \
+condition=%condition, body=%body
+  %start = (f32[3,5]{1,0:T(4,128)}, /*index=1*/bf16[7]{0:T(256)(128)(2,1)}) \
+all-reduce-start(%a, /*index=1*/%b), channel_id=1, to_apply=%add, \
+metadata={op_name="jit(step)/all-gather(x)"}
+  %done = (f32[3,5]{1,0:T(4,128)}, bf16[7]{0:T(256)(128)(2,1)}) all-reduce-done(%start)
+  %whole = f32[32,4]{1,0:T(8,128)} fusion(%c), kind=kCustom, calls=%gather
+  ROOT %out = f32[3,5]{1,0:T(4,128)} get-tuple-element(%done), index=0
+}
+"""
 
 
 def run(tmp_path, script, *arguments, **options):
@@ -31,6 +76,15 @@ def run(tmp_path, script, *arguments, **options):
     assert figures.pop("arguments")["out"] == str(out)
     assert all(figures.pop(key) for key in ("device", "jax", "date"))
     return figures, printed.stdout
+
+
+def test_collectives_are_found_with_their_operands_and_loops():
+    find = runpy.run_path(str(BENCHMARKS / "collectives.py"))["find_collectives"]
+    assert [tuple(each) for each in find(HLO)] == [
+        ("all-gather", 8 * 4, 8 * 4 * 4, False),
+        ("all-reduce", 6, 6 * 2, True),
+        ("all-reduce", 3 * 5 + 7, 3 * 5 * 4 + 7 * 2, False),
+    ]
 
 
 def test_deploy_measures_each_way(tmp_path):
@@ -158,6 +212,31 @@ def test_speed_measures_fcn_jax_and_compares_it_with_torch(tmp_path):
         ratio = seconds["torch eager"] / seconds["fcn_jax"]
         assert found["ratio"] == pytest.approx(ratio)
         assert all(found[k]["torch"] > 0 for k in ("images/s", "FLOP/s", "of peak"))
+
+
+@pytest.mark.skipif(not LIBTPU, reason="libtpu is not installed")
+def test_topologies_finds_one_all_reduce_of_all_gradients(tmp_path):
+    options = {"side": 32, "width": 1 / 32, "per_chip": 2, "hlo": tmp_path}
+    options |= {"topologies": "v5e:2x2", "cases": "plain"}
+    figures, printed = run(tmp_path, "topologies.py", **options)
+    (row,) = figures["programs"]
+    assert (row["topology"], row["case"], row["chips"]) == ("v5e:2x2", "plain", 4)
+    # Of FCN-8s with 21 classes: a kernel and a bias of each layer, nothing else.
+    body = [(9, 3, 2), (9, 2, 2), (9, 2, 4), (9, 4, 4), (9, 4, 8), (9, 8, 8)]
+    body += [(9, 8, 8), (9, 8, 16), *[(9, 16, 16)] * 5, (49, 16, 128), (1, 128, 128)]
+    scores = [(1, channels, 21) for channels in (128, 16, 8)]
+    parameters = sum(k * i * o + o for k, i, o in body + scores)
+    sums = [x["values"] for x in row["collectives"] if x["kind"] == "all-reduce"]
+    assert max(sums) == parameters
+    assert sum(sums) < parameters + 10  # The loss and the counts.
+    assert len(sums) == len(row["collectives"])
+    assert row["failures"] == []
+    assert 12 * parameters < row["memory"] < 2**30  # Parameters and AdamW's moments.
+    assert row["flops"] > 0
+    assert row["model seconds"]["step"] > 0
+    assert row["most images"] is None
+    assert "All checks passed." in printed
+    assert "all-reduce" in (tmp_path / "v5e_2x2_plain.txt").read_text("utf-8")
 
 
 def test_upsample_compares_every_form(tmp_path):

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 from PIL import Image, ImageDraw, ImageFont
-from scipy import ndimage
 
 from fcn_jax.data.labels import VOID
 from fcn_jax.data.shorten import printable
@@ -190,9 +190,22 @@ def _edges(labels: np.ndarray, rows: slice) -> np.ndarray:
     width = max(1, round(min(labels.shape) / 400))  # Of the line, on each side.
     first = max(0, rows.start - width)
     part = _as_bytes(labels[first : rows.stop + width])
-    highest = ndimage.maximum_filter(part, 2 * width + 1, mode="nearest")
-    lowest = ndimage.minimum_filter(part, 2 * width + 1, mode="nearest")
+    highest, lowest = (_around(f, part, width) for f in (np.maximum, np.minimum))
     return (highest != lowest)[rows.start - first :][: rows.stop - rows.start]
+
+
+def _around(choose: np.ufunc, labels: np.ndarray, width: int) -> np.ndarray:
+    """Return the maximum or the minimum up to ``width`` pixels around each, [h, W].
+
+    scipy.ndimage has this, but importing that takes longer than most overlays.
+    """
+    for axis in (0, 1):
+        pads = np.zeros((2, 2), int)
+        pads[axis] = width
+        padded = np.pad(labels, pads, mode="edge")
+        windows = sliding_window_view(padded, 2 * width + 1, axis)
+        labels = choose.reduce(windows, axis=-1)
+    return labels
 
 
 def legend_below(
@@ -268,6 +281,8 @@ def _with_names(
 
 def _widest_place(mask: np.ndarray) -> tuple[int, int]:
     """Return the row and column of a mask that are farthest from the mask's edge."""
+    from scipy import ndimage  # Only legends and names need it.
+
     regions, _ = ndimage.label(mask)
     largest = 1 + np.bincount(regions.ravel())[1:].argmax()
     inside = np.pad(regions == largest, 1)  # The edge of the image counts.

@@ -125,11 +125,11 @@ class Checkpoints:
         """
         path = self.path(step)
         with reading(path):
-            arrays, metadata = tensors.read(path)
+            metadata = tensors.read_metadata(path)
             written = metadata.get("format"), metadata.get("version")
             if written != (_FORMAT, _VERSION):
                 raise ValueError(f"{path} is damaged or of another version: {written}")
-            tensors.check_digest(path, metadata)
+            arrays, metadata = tensors.read(path, checked=True)
         fields = Checkpoint._fields[1:]
         return Checkpoint(arrays, *(json.loads(metadata[name]) for name in fields))
 

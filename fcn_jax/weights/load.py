@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
@@ -72,7 +71,32 @@ def load(path: str | Path) -> Network:
             f"{path} holds a VGG-16 ({net.source}) and no score layers: use "
             "fcn_jax.load_vgg16, or fcn_jax.init(key, vgg16=...)"
         )
-    return jax.tree.map(jnp.asarray, net)
+    return jax.device_put(net)
+
+
+def load_outline(path: str | Path) -> Network:
+    """Return the network that `load` loads from a file of `save`, without its arrays.
+
+    Only the header is read.
+
+    Args:
+        path: the file or a run directory.
+
+    Returns:
+        The network; its params are `jax.ShapeDtypeStruct`.
+
+    Raises:
+        ValueError: if it is another file, or its arrays do not fit the network.
+        OSError: if it cannot be read.
+    """
+    file = Path(path) / RUN_FILE if Path(path).is_dir() else Path(path)
+    net, found = safetensors_file.read_outline(file)
+    wanted = shapes_of(net.model)
+    # A short file may claim to hold a network that would fill the memory.
+    if any(found.get(name) != shape for name, shape in wanted.items()):
+        raise ValueError(f"{path} does not fit the network")
+    params = {k: jax.ShapeDtypeStruct(shape, np.float32) for k, shape in wanted.items()}
+    return net.replace(params=unflatten_dict(params, sep="/"))
 
 
 def load_vgg16(path: str | Path) -> VGG16Weights:
@@ -101,7 +125,7 @@ def load_vgg16(path: str | Path) -> VGG16Weights:
                 "fcn_jax.load"
             )
         weights = VGG16Weights(weights.params["body"], model.mean)
-    return jax.tree.map(jnp.asarray, weights)
+    return jax.device_put(weights)
 
 
 def read(path: str | Path) -> Network | VGG16Weights:
@@ -241,8 +265,14 @@ def _fit(path: object, arrays: Mapping, shapes: Mapping) -> dict[str, np.ndarray
         else:
             with np.errstate(over="ignore"):  # a float64 too large counts as infinite
                 fitted[name] = np.ascontiguousarray(arrays[name], np.float32)
-            if not np.isfinite(fitted[name]).all():
+            if not _is_finite(fitted[name]):
                 problems.append(f"{name} holds NaN or infinity")
     if problems:
         raise ValueError(f"{path} does not fit the network:\n" + "\n".join(problems))
     return fitted
+
+
+def _is_finite(array: np.ndarray) -> bool:
+    """Tell whether an array holds neither NaN nor infinity, in little memory."""
+    with np.errstate(invalid="ignore"):
+        return bool(np.isfinite(array.min()) and np.isfinite(array.max()))

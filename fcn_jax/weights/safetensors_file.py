@@ -43,16 +43,16 @@ def read(path: str | Path) -> WeightFile:
     Raises:
         ValueError: if the file or its metadata are damaged, or of a later version.
     """
-    arrays, metadata = tensors.read(path)
+    metadata = tensors.read_metadata(path)
     if metadata.get("format") != _FORMAT:
-        return from_state_dict(arrays)
+        return from_state_dict(tensors.read(path)[0])
     if metadata.get("version") not in (_VERSION, _WITHOUT_DIGEST):
         raise ValueError(
             f"{path} has format version {metadata.get('version')}, this fcn_jax reads "
             f"version {_VERSION}: install the version that wrote it"
         )
-    if metadata["version"] != _WITHOUT_DIGEST:
-        tensors.check_digest(path, metadata)
+    has_digest = metadata["version"] != _WITHOUT_DIGEST
+    arrays, metadata = tensors.read(path, checked=has_digest)
     layers, unused = {}, []
     for name, tensor in arrays.items():
         match name.split("/"):
@@ -69,6 +69,17 @@ def read(path: str | Path) -> WeightFile:
     described = net.class_names, net.palette, net.size, net.channels, net.shown
     mean, source = net.model.mean[:3], "fcn_jax, RGB, H, W, I, O"
     return WeightFile(layers, mean, source, tuple(unused), net.model, *described)
+
+
+def read_outline(path: str | Path) -> tuple[Network, dict[str, tuple[int, ...]]]:
+    """Return the network that a file describes, without parameters, and their shapes.
+
+    Raises:
+        ValueError: if the file is damaged, or `write` did not write it.
+        OSError: if it cannot be read.
+    """
+    metadata, shapes = tensors.read_metadata(path), tensors.read_shapes(path)
+    return _network(path, metadata), shapes
 
 
 def read_metrics(path: str | Path) -> dict[str, Any] | None:

@@ -1,3 +1,4 @@
+import json
 import logging
 from pathlib import Path
 
@@ -299,6 +300,26 @@ def test_save_of_bare_parameters_is_refused(tmp_path, params):
     with pytest.raises(ValueError, match="pass the Network"):
         load.save(tmp_path / "fcn", params)
     assert not (tmp_path / "fcn").exists()
+
+
+def test_load_outline_gives_the_network_with_shapes_for_arrays(saved):
+    outline, net = load.load_outline(saved), load.load(saved)
+    assert outline == jax.eval_shape(lambda: net)
+
+
+def test_load_outline_refuses_a_network_that_the_file_cannot_hold(saved):
+    arrays, metadata = tensors.read(saved)
+    fields = json.loads(metadata["model"])
+    metadata["model"] = json.dumps(fields | {"width": 1000})
+    tensors.write(saved, arrays, {k: v for k, v in metadata.items() if k != "sha256"})
+    with pytest.raises(ValueError, match="does not fit the network"):
+        load.load_outline(saved)
+
+
+def test_load_outline_refuses_files_of_other_programs(tmp_path):
+    save_file({"features.0.bias": np.ones(64, np.float32)}, tmp_path / "x")
+    with pytest.raises(ValueError, match="x has damaged metadata"):
+        load.load_outline(tmp_path / "x")
 
 
 def test_load_of_a_file_that_does_not_fit_lists_every_array(saved):

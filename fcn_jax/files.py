@@ -29,7 +29,7 @@ def cache_folder() -> Path:
 
 
 def keep_compiled_programs() -> None:
-    """Keep programs that took over a second to compile, for the next process.
+    """Keep programs that took long to compile, for the next process.
 
     They lie in the folder "compiled" of `cache_folder`, unless jax is told another
     (JAX_COMPILATION_CACHE_DIR) or not to (JAX_ENABLE_COMPILATION_CACHE=false). JAX
@@ -38,6 +38,8 @@ def keep_compiled_programs() -> None:
     """
     folder = str(cache_folder() / "compiled")
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", folder)
+    # By default a second: an FCN for prediction may take less.
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 
 
 class WriteError(OSError):

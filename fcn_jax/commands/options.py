@@ -1,6 +1,7 @@
 """Options that several commands share, and what they stand for."""
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 
 from fcn_jax.models.fcn import fields_of
@@ -46,8 +47,15 @@ def add_network(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--weights", help=WEIGHTS)
 
 
-def network_of(args: argparse.Namespace) -> tuple[Network, Config | None]:
-    """Return the network of --run and the config of the run, or that of --weights."""
+def network_of(
+    args: argparse.Namespace, *, load: Callable[[str | Path], Network] = load
+) -> tuple[Network, Config | None]:
+    """Return the network of --run and the config of the run, or that of --weights.
+
+    Args:
+        args: the options.
+        load: reads the network; `fcn_jax.weights.load.load_outline` leaves its arrays.
+    """
     if not args.run:
         return load(args.weights), None
     config, net = load_config(args.run / CONFIG_FILE), load(args.run)

@@ -3,6 +3,7 @@
 import argparse
 import math
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from fcn_jax.commands.options import (
@@ -13,7 +14,7 @@ from fcn_jax.commands.options import (
     network_of,
 )
 from fcn_jax.data.shorten import printable
-from fcn_jax.inference.image_files import predict_files
+from fcn_jax.inference.image_files import compile_for_files, predict_files
 from fcn_jax.inference.shares import (
     ClassShares,
     in_words,
@@ -22,6 +23,7 @@ from fcn_jax.inference.shares import (
 )
 from fcn_jax.network import Network
 from fcn_jax.processes import is_main
+from fcn_jax.weights.load import load_outline
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -50,7 +52,9 @@ def run(args: argparse.Namespace) -> int:
         if path and path.suffix != ending:  # Such as an image.
             raise ValueError(f"{path}: name what is written {ending}")
     join_processes(args)
-    net, _ = network_of(args)
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(_compile_ahead, args)
+        net, _ = network_of(args)
     found, left_out = predict_files(
         net,
         args.images,
@@ -65,6 +69,17 @@ def run(args: argparse.Namespace) -> int:
     if is_main():
         _write_shares(net, found, left_out, args)
     return 1 if left_out else 0
+
+
+def _compile_ahead(args: argparse.Namespace) -> None:
+    """Compile the first program while the weights are read, which takes as long.
+
+    Nobody looks for an error of this: reading or running meets it again and tells.
+    """
+    if args.flip or args.probabilities or args.scales != (1.0,):
+        return  # These have other programs.
+    net, _ = network_of(args, load=load_outline)
+    compile_for_files(net, args.images, batch_size=args.batch_size)
 
 
 def _write_shares(

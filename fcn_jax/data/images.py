@@ -337,6 +337,22 @@ def read_size(file: str | Path) -> tuple[int, int]:
         raise ValueError(f"{file}: cannot be read as an image: {error}") from error
 
 
+def read_upright_size(file: str | Path) -> tuple[int, int]:
+    """Return the height and width of an image once it is upright, from its header.
+
+    Raises:
+        ValueError: if the file cannot be read.
+    """
+    try:
+        with _open(file) as image:
+            width, height = image.size
+            # Pillow tells the size of a TIFF as it will turn it.
+            swaps = image.format != "TIFF" and _TURNS[_orientation(image)][2]
+    except Exception as error:  # As in `decode`.
+        raise ValueError(f"{file}: cannot be read as an image: {error}") from error
+    return (width, height) if swaps else (height, width)
+
+
 class Decoded(NamedTuple):
     """Hold a decoded image, in its own mode."""
 

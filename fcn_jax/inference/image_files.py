@@ -14,11 +14,16 @@ from typing import Any
 import numpy as np
 
 from fcn_jax.data.channels import count_pixels, is_picture, read_channels
-from fcn_jax.data.images import SpooledImage, image_suffixes, spooled_image
+from fcn_jax.data.images import (
+    SpooledImage,
+    image_suffixes,
+    read_upright_size,
+    spooled_image,
+)
 from fcn_jax.data.pairs import names_below
 from fcn_jax.data.read_ahead import read_ahead
 from fcn_jax.files import WriteError, replacing
-from fcn_jax.inference.predict import classify_many
+from fcn_jax.inference.predict import classify_many, compile_ahead
 from fcn_jax.inference.probabilities import probabilities as averaged_probabilities
 from fcn_jax.inference.shares import ClassShares
 from fcn_jax.inference.tiles import needs_tiles, predict_tiled
@@ -166,6 +171,27 @@ def predict_files(
             bar.update()
     shares, left_out = _of_all_processes(list(targets), shares, left_out)
     return {path: shares[path] for path in targets if path in shares}, left_out
+
+
+def compile_for_files(
+    net: Network, paths: Sequence[str | Path], *, batch_size: int = 0
+) -> None:
+    """Compile the program that `predict_files` needs for the first image it segments.
+
+    Nothing is compiled for images of more channels than RGB.
+
+    Args:
+        net: the network; its params may be `jax.ShapeDtypeStruct`.
+        paths: as for `predict_files`.
+        batch_size: as for `predict_files`.
+
+    Raises:
+        ValueError: if there are no images, or the first cannot be read.
+    """
+    files = own_share(list(find_images(paths)))
+    if files and is_picture(files[:1], net.model.in_channels):
+        size = read_upright_size(files[0])
+        compile_ahead(net, size, batch_size=min(batch_size, len(files)))
 
 
 def _of_all_processes(

@@ -163,6 +163,27 @@ def classify_many(
         yield key, labels, shares
 
 
+def compile_ahead(net: Network, size: tuple[int, int], *, batch_size: int = 0) -> None:
+    """Compile the program of `classify_many` for images of a size, and keep it.
+
+    Args:
+        net: the network; its params may be `jax.ShapeDtypeStruct`.
+        size: height and width of RGB images of 8 bits.
+        batch_size: as for `predict_many`.
+    """
+    if net.size or needs_tiles(size):
+        return
+    batch_size, whole, split = _placement(batch_size)
+    shape = (batch_size, *bucket(size, STEP), net.model.in_channels)
+    # The call finds the program again only if all of this is as it will be.
+    net = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), net
+    )
+    batch = jax.ShapeDtypeStruct(shape, np.uint8, sharding=split)
+    sizes = jax.ShapeDtypeStruct((batch_size, 2), np.int32, sharding=split)
+    classes_of.lower(net, batch, sizes).compile()
+
+
 def _in_batches(
     net: Network,
     images: Iterable[tuple[Key, AnyImage]],
@@ -171,9 +192,7 @@ def _in_batches(
 ) -> Iterator[tuple[Key, np.ndarray, Any]]:
     """Yield (key, image, result of a program), or None for an image to be tiled."""
     channels, waiting = net.model.in_channels, {}
-    for_each = 1 if jax.default_backend() == "cpu" else 8
-    batch_size = batch_size or for_each * len(prediction_devices())
-    whole, split = prediction_shardings(batch_size)
+    batch_size, whole, split = _placement(batch_size)
     net = jax.device_put(net, whole)
     for key, given in images:
         image = np.asarray(as_image(given, channels))
@@ -191,6 +210,15 @@ def _in_batches(
     while waiting:
         group, shape = _take_largest(waiting, batch_size)
         yield from _run_batch(net, group, shape, batch_size, program, split)
+
+
+def _placement(
+    batch_size: int,
+) -> tuple[int, jax.sharding.Sharding | None, jax.sharding.Sharding | None]:
+    """Return the images per batch, and where the network and the batches are held."""
+    for_each = 1 if jax.default_backend() == "cpu" else 8
+    batch_size = batch_size or for_each * len(prediction_devices())
+    return batch_size, *prediction_shardings(batch_size)
 
 
 def _take_largest(

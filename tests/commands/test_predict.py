@@ -1,12 +1,14 @@
 import csv
 import json
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
 
 import fcn_jax
 from fcn_jax.__main__ import main
+from fcn_jax.commands import predict as predict_command
 from fcn_jax.data.images import read_image, read_label
 
 SIZES = ((20, 33), (32, 24))
@@ -43,6 +45,27 @@ def test_predict_writes_labels_and_overlays(
             read_image(out / f"{path.stem}_overlay.png"),
             fcn_jax.overlay(image, labels, background=net.background),
         )
+
+
+def test_predict_compiles_ahead_and_does_without_if_that_fails(
+    picture, weights, tmp_path, capsys, monkeypatch
+):
+    Image.fromarray(picture(1, SIZES[0])).save(tmp_path / "x.png")
+    calls = []
+
+    def fail(net, paths, *, batch_size):
+        calls.append((net.params["head"]["score_fr"]["bias"], paths))
+        raise RuntimeError("the compiler failed")
+
+    monkeypatch.setattr(predict_command, "compile_for_files", fail)
+    words = ["predict", "--weights", str(weights), "--out", str(tmp_path / "out")]
+    assert main([*words, str(tmp_path / "x.png")]) == 0
+    [(bias, paths)] = calls
+    assert isinstance(bias, jax.ShapeDtypeStruct)
+    assert paths == [str(tmp_path / "x.png")]
+    assert main([*words, "--flip", str(tmp_path / "x.png")]) == 0
+    assert len(calls) == 1  # With --flip another program runs.
+    assert capsys.readouterr().out.count("1 segmented") == 2
 
 
 def test_predict_tells_the_shares_of_the_classes_by_name(

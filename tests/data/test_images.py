@@ -12,6 +12,7 @@ from fcn_jax.data.images import (
     read_image,
     read_label,
     read_size,
+    read_upright_size,
     spooled_image,
     to_rgb,
 )
@@ -141,6 +142,21 @@ def test_read_image_progressive_jpeg_may_be_less_large(tmp_path):
     assert read_size(path) == (12_000, 10_000)
     with pytest.raises(ValueError, match="x.jpg: .*12000x10000 pixels take more than"):
         read_image(path)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "TIFF"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_read_upright_size_is_that_of_the_image(tmp_path, orientation, kind):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(IMAGE).save(tmp_path / "x", kind, exif=exif)
+    assert read_upright_size(tmp_path / "x") == read_image(tmp_path / "x").shape[:2]
+
+
+def test_read_upright_size_names_a_bad_file(tmp_path):
+    (tmp_path / "x.jpg").write_bytes(b"no image")
+    with pytest.raises(ValueError, match="x.jpg: cannot be read as an image"):
+        read_upright_size(tmp_path / "x.jpg")
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

@@ -354,3 +354,23 @@ def test_arrays_are_images_of_networks_with_further_channels(tmp_path):
     assert list(find_images([tmp_path])) == [tmp_path / "a.png"]
     found = find_images([tmp_path, str(tmp_path / "*.npy")], arrays=True)
     assert list(found) == [tmp_path / "a.png", tmp_path / "b.npy"]
+
+
+def test_compile_for_files_knows_the_upright_size_of_the_first(
+    net, tmp_path, monkeypatch
+):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (30, 20)).save(tmp_path / "a.jpg", exif=exif)
+    (tmp_path / "b.jpg").write_bytes(b"no image")
+    calls = []
+
+    def note(net, size, *, batch_size):
+        calls.append((size, batch_size))
+
+    monkeypatch.setattr(image_files, "compile_ahead", note)
+    image_files.compile_for_files(net, [tmp_path], batch_size=8)
+    assert calls == [((30, 20), 2)]
+    (tmp_path / "a.jpg").unlink()
+    with pytest.raises(ValueError, match="b.jpg: cannot be read as an image"):
+        image_files.compile_for_files(net, [tmp_path])

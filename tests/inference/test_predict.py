@@ -9,7 +9,13 @@ from PIL import Image
 from fcn_jax.data.padding import bucket
 from fcn_jax.inference import predict as predict_module
 from fcn_jax.inference import tiles
-from fcn_jax.inference.predict import apply, predict, predict_many
+from fcn_jax.inference.predict import (
+    apply,
+    classify_many,
+    compile_ahead,
+    predict,
+    predict_many,
+)
 from fcn_jax.inference.programs import labels_of
 from fcn_jax.inference.tiles import predict_tiled
 from fcn_jax.models.fcn import FCN
@@ -165,6 +171,33 @@ def test_images_of_many_sizes_compile_once_for_each_bucket(net, traced):
     net = net.replace(model=net.model.clone(dropout=0.2))
     assert len(list(predict_many(net, images, batch_size=1))) == len(sizes)
     assert len(traced) == len({bucket(size) for size in sizes}) == 4
+
+
+@pytest.mark.parametrize("batch_size", [0, 2])
+def test_program_that_was_compiled_ahead_is_the_one_that_runs(net, traced, batch_size):
+    net = net.replace(model=net.model.clone(dropout=0.3 + batch_size / 10))
+    compile_ahead(jax.eval_shape(lambda: net), (70, 50), batch_size=batch_size)
+    assert len(traced) == 1
+    compiled = []
+
+    def note(event, seconds, **_):
+        if event == "/jax/core/compile/backend_compile_duration":
+            compiled.append(seconds)
+
+    net = jax.device_put(net)
+    jax.monitoring.register_event_duration_secs_listener(note)
+    try:
+        list(classify_many(net, [(0, picture(70, 50))], batch_size=batch_size))
+    finally:
+        jax.monitoring.unregister_event_duration_listener(note)
+    assert len(traced) == 1 and not compiled
+
+
+def test_nothing_is_compiled_ahead_for_tiles_and_resized_images(net, traced):
+    net = net.replace(model=net.model.clone(dropout=0.4))
+    compile_ahead(net.replace(size=(8, 8)), (8, 8))
+    compile_ahead(net, (2**11, 2**11 + 1))
+    assert not traced
 
 
 def test_few_images_wait_for_others_of_their_bucket(net):

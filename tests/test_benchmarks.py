@@ -116,6 +116,26 @@ def test_exact_finds_equal_results(tmp_path):
     assert "all the same" in printed
 
 
+def test_first_result_times_the_phases_of_each_command(tmp_path):
+    options = {"height": 32, "width_px": 33, "train_side": 32, "width": 1 / 32}
+    figures, printed = run(tmp_path, "first_result.py", **options, repeats=1)
+    phases = {
+        "predict": ["imports", "weights", "labels", "write"],
+        "train": ["imports", "first step"],
+    }
+    assert list(figures["commands"]) == list(phases)
+    for command, found in figures["commands"].items():
+        for state in ("cold", "warm"):
+            seconds, peak = found[state]["seconds"], found[state]["peak"]
+            assert list(seconds) == [*phases[command], "result", "process", "XLA"]
+            parts = sum(seconds[phase] for phase in phases[command])
+            assert parts == pytest.approx(seconds["result"])
+            assert 0 < seconds["result"] <= seconds["process"]
+            assert seconds["XLA"] > 0 and peak > 50e6
+            assert f"{command}, {state}: " in printed
+    assert figures["bytes"] > 100_000
+
+
 def test_mask_measures_with_and_without_sizes(tmp_path):
     options = {"side": 32, "width": 1 / 32, "repeats": 1, "sample": 0.001}
     figures, printed = run(tmp_path, "mask.py", **options)

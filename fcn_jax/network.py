@@ -6,13 +6,17 @@ checkpoint unchanged.
 """
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 from flax import struct
 
 from fcn_jax.data.labels import names_of
 from fcn_jax.models.fcn import FCN
 
+DTYPES = ("float32", "bfloat16")
 Size = tuple[int, int] | tuple[()]
 Palette = tuple[tuple[int, int, int], ...]
 
@@ -78,6 +82,29 @@ class Network:
         for field, value in (values | {"channels": channels, "shown": shown}).items():
             object.__setattr__(self, field, value)
 
+    def astype(self, dtype: str) -> "Network":
+        """Return the network with parameters of a dtype, in which it also computes.
+
+        In bfloat16 it takes half the memory. It is faster on accelerators and on CPUs
+        with AVX512_BF16 or AMX, and gives a few pixels another class. The logits stay
+        float32. `fcn_jax.save` writes float32 in any case.
+
+        Args:
+            dtype: "float32" or "bfloat16".
+
+        Raises:
+            ValueError: if ``dtype`` is another.
+
+        Example::
+
+            labels = fcn_jax.predict(net.astype("bfloat16"), "cat.jpg")
+        """
+        if dtype not in DTYPES:
+            raise ValueError(f"dtype = {dtype!r} is not one of {', '.join(DTYPES)}")
+        net = self.replace(model=self.model.clone(dtype=jnp.dtype(dtype)))
+        same = all(x.dtype == dtype for x in jax.tree.leaves(net))
+        return net if same else _cast(net, dtype)
+
     @property
     def names(self) -> tuple[str, ...]:
         """The class names, or "class 0", "class 1", ... where there are none."""
@@ -90,6 +117,11 @@ class Network:
         It is class 0 where that is called "background", in any case, or has no name.
         """
         return 0 if self.names[0].lower() in ("background", "class 0") else None
+
+
+@partial(jax.jit, static_argnums=1)
+def _cast(net: Network, dtype: str) -> Network:
+    return jax.tree.map(lambda x: x.astype(dtype), net)
 
 
 @struct.dataclass

@@ -274,6 +274,26 @@ def test_network_passes_through_a_checkpoint(net, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, restored, net)
 
 
+def test_astype_casts_parameters_and_computation(net, image, tmp_path):
+    small = net.astype("bfloat16")
+    assert {x.dtype for x in jax.tree.leaves(small)} == {jnp.dtype("bfloat16")}
+    assert small.replace(params=net.params, model=net.model) == net
+    logits, found = fcn_jax.apply(net, image), fcn_jax.apply(small, image)
+    assert found.dtype == jnp.float32
+    error = jnp.abs(found - logits).max() / jnp.abs(logits).max()
+    assert 1e-4 < error < 2e-2  # In bfloat16, and right.
+    fcn_jax.save(tmp_path / "small.safetensors", small)
+    loaded = fcn_jax.load(tmp_path / "small.safetensors")
+    for ours, theirs in zip(*map(jax.tree.leaves, (small, loaded)), strict=True):
+        assert theirs.dtype == jnp.float32
+        np.testing.assert_array_equal(ours.astype(jnp.float32), theirs)
+
+
+def test_astype_refuses_other_dtypes(net):
+    with pytest.raises(ValueError, match="dtype = 'float16' is not one of float32, bf"):
+        net.astype("float16")
+
+
 def test_lists_are_taken_as_tuples():
     model = fcn_jax.FCN(**BASE)
     net = Network({}, model, list(NAMES), [list(c) for c in PALETTE], [3, 4])

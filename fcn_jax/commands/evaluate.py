@@ -11,6 +11,7 @@ import numpy as np
 from fcn_jax.commands.options import (
     CONFIG,
     add_config_help,
+    add_dtype,
     add_network,
     add_processes,
     config_of,
@@ -51,6 +52,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="write index PNGs, in the folders that VOC's server expects",
     )
+    add_dtype(parser)
     add_processes(parser)
 
 
@@ -82,7 +84,7 @@ def run(args: argparse.Namespace) -> int:
             f"{config.model.in_channels}: pass --config with data of as many, and its "
             "model.in_channels set"
         )
-    net = net.replace(class_names=config.class_names())
+    net = net.replace(class_names=config.class_names()).astype(args.dtype)
     voc = args.out / "results" / "VOC2012" / "Segmentation"
     voc /= f"comp6_{_file_name(args.split)}_cls"
     with main_first():  # It may prepare the data set.

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from fcn_jax.models.fcn import fields_of
-from fcn_jax.network import Network
+from fcn_jax.network import DTYPES, Network
 from fcn_jax.processes import initialize
 from fcn_jax.training.config import CONFIG_FILE, Config, load_config, make_model
 from fcn_jax.training.overrides import config_help, read_config
@@ -45,6 +45,12 @@ def add_network(parser: argparse.ArgumentParser) -> None:
     group = parser.add_mutually_exclusive_group(required=True)
     group.add_argument("--run", type=Path, help="run directory")
     group.add_argument("--weights", help=WEIGHTS)
+
+
+def add_dtype(parser: argparse.ArgumentParser) -> None:
+    """Add the option of what a network computes in."""
+    text = "what to compute in; default: float32"
+    parser.add_argument("--dtype", choices=DTYPES, default="float32", help=text)
 
 
 def network_of(

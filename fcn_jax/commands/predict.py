@@ -6,7 +6,10 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import jax
+
 from fcn_jax.commands.options import (
+    add_dtype,
     add_network,
     add_processes,
     count,
@@ -43,6 +46,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     table = "pixels, share and mean confidence of each class in each image"
     add("--csv", type=Path, metavar="FILE.csv", help=table)
     add("--json", type=Path, metavar="FILE.json", help="the same as JSON")
+    add_dtype(parser)
     add_processes(parser)
 
 
@@ -55,6 +59,7 @@ def run(args: argparse.Namespace) -> int:
     with ThreadPoolExecutor(1) as pool:
         pool.submit(_compile_ahead, args)
         net, _ = network_of(args)
+        net = net.astype(args.dtype)
     found, left_out = predict_files(
         net,
         args.images,
@@ -79,6 +84,7 @@ def _compile_ahead(args: argparse.Namespace) -> None:
     if args.flip or args.probabilities or args.scales != (1.0,):
         return  # These have other programs.
     net, _ = network_of(args, load=load_outline)
+    net = jax.eval_shape(lambda net: net.astype(args.dtype), net)
     compile_for_files(net, args.images, batch_size=args.batch_size)
 
 

@@ -32,7 +32,7 @@ from fcn_jax.inference.programs import resized_scores
 from fcn_jax.models.fcn import FCN
 from fcn_jax.models.geometry import body_extents
 from fcn_jax.models.vgg import PIXEL_SIZE
-from fcn_jax.network import Network, Palette
+from fcn_jax.network import DTYPES, Network, Palette
 from fcn_jax.visualize import colormap
 from fcn_jax.weights.load import arrays_of
 
@@ -47,7 +47,8 @@ _VERSION = 1
 # of them twice to check its own file, so that is checked with the first three.
 _CHECKS = ((1, 1, 1), (1, 37, 50), (2, 64, 64), (1, 129, 31), (1, 96, 97))
 _JAX_CHECKS = 3
-_TOLERANCE = 1e-4  # of the largest logit
+# Of the largest logit: platforms and runtimes add in different orders.
+_TOLERANCES = {"float32": 1e-4, "bfloat16": 2e-2}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,6 +112,7 @@ def export(
     *,
     output: str = "labels",
     platforms: Sequence[str] = ("cpu", "cuda"),
+    dtype: str = "float32",
 ) -> int:
     """Write a network as a file that runs without this package.
 
@@ -124,20 +126,22 @@ def export(
 
     Args:
         path: the file to write.
-        net: the network. The ``dtype`` of its model is not kept: the file computes in
-            float32. Arrays that the network does not use are left out.
+        net: the network. Arrays that it does not use are left out.
         output: "labels", the class of every pixel, or "logits".
         platforms: that a file for JAX is to run on: "cpu", "cuda", "rocm", "tpu". The
             comparison runs on the first that this machine has.
+        dtype: what a file for JAX computes in, "float32" or "bfloat16", whatever
+            ``net`` computes in. Its parameters are float32 in any case.
 
     Returns:
         At how many sizes of image the file was compared with the network.
 
     Raises:
         ValueError: if ``path`` has another ending, if ``net`` is not a `Network` or its
-            parameters do not fit its model, if ``output`` or ``platforms`` are unknown,
-            if this machine has none of ``platforms``, if onnx is not installed, or if
-            the file does not compute what the network does.
+            parameters do not fit its model, if ``output``, ``platforms`` or ``dtype``
+            are unknown, if an .onnx file is to compute in bfloat16, if this machine has
+            none of ``platforms``, if onnx is not installed, or if the file does not
+            compute what the network does.
     """
     check_export_path(path)
     if output not in OUTPUTS:
@@ -146,9 +150,17 @@ def export(
         raise ValueError(
             f"platforms = {tuple(platforms)} are not all of {', '.join(PLATFORMS)}"
         )
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype = {dtype!r} is not one of {', '.join(DTYPES)}")
+    if Path(path).suffix == ".onnx" and dtype != "float32":
+        raise ValueError(
+            f"{path}: an .onnx file is written in float32; a runtime such as OpenVINO "
+            "computes it in bfloat16 by an option of its own"
+        )
     arrays = arrays_of(net)
     net = net.replace(
-        params=unflatten_dict(arrays, sep="/"), model=net.model.clone(dtype=jnp.float32)
+        params=unflatten_dict(arrays, sep="/"),
+        model=net.model.clone(dtype=jnp.dtype(dtype)),
     )
     metadata = {
         "output": output,
@@ -349,7 +361,8 @@ def _compare(
         else:
             chosen = np.take_along_axis(logits, found[..., None], axis=-1)
             error = logits.max(axis=-1, keepdims=True) - chosen
-        error, most = error.max(), _TOLERANCE * np.abs(logits).max()
+        tolerance = _TOLERANCES[jnp.dtype(net.model.dtype).name]
+        error, most = error.max(), tolerance * np.abs(logits).max()
         if not error <= most:
             raise ValueError(
                 f"exported, the network computes something else: its logits differ by "

@@ -219,4 +219,6 @@ def _on_cpu(gains: bool, by_patches: Any, by_xla: Any, *arrays: jax.Array) -> ja
 
 def _in_bfloat16(x: jax.Array) -> bool:
     """Tell whether a CPU should use its instructions for bfloat16."""
-    return x.dtype == jnp.bfloat16 and has_bfloat16()
+    # The sides of an exported program are symbols, which cannot be cut into strips.
+    known = all(isinstance(side, int) for side in x.shape)
+    return x.dtype == jnp.bfloat16 and known and has_bfloat16()

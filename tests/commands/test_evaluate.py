@@ -46,6 +46,14 @@ def printed_scores(text):
     return {name.strip(): None if v == "-" else float(v) for name, v in rows}
 
 
+def test_evaluate_computes_in_bfloat16_if_told(net, make_run, data, capsys):
+    run = make_run(root=str(data))
+    assert main(["evaluate", "--run", str(run), "--dtype", "bfloat16"]) == 0
+    expected = scores_by_hand(net.astype("bfloat16"), data, "val")
+    written = json.loads((run / "metrics_val.json").read_text())
+    assert written["pixel_accuracy"] == pytest.approx(expected["pixel accuracy"])
+
+
 @pytest.mark.parametrize("options, split", [([], "val"), (["--split", "a:b"], "a:b")])
 def test_evaluate_prints_and_writes_the_scores(
     net, make_run, data, capsys, options, split

@@ -16,6 +16,14 @@ def test_export_writes_what_gives_the_labels_of_the_network(
     np.testing.assert_array_equal(fcn_jax.load_exported(path)(image), expected)
 
 
+def test_export_takes_a_dtype(weights, tmp_path, monkeypatch):
+    given = {}
+    monkeypatch.setattr(export, "export", lambda *_, **options: given.update(options))
+    path = str(tmp_path / "net.npz")
+    main(["export", "--weights", weights, "--out", path, "--dtype", "bfloat16"])
+    assert given["dtype"] == "bfloat16"
+
+
 def test_export_tells_that_a_file_was_not_checked(
     weights, tmp_path, monkeypatch, capsys
 ):

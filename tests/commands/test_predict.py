@@ -47,6 +47,18 @@ def test_predict_writes_labels_and_overlays(
         )
 
 
+def test_predict_computes_in_bfloat16_if_told(picture, net, weights, tmp_path):
+    image = picture(1, (64, 96))
+    Image.fromarray(image).save(tmp_path / "a.png")
+    arguments = ["--weights", weights, "--out", str(tmp_path / "out")]
+    arguments += ["--dtype", "bfloat16", str(tmp_path / "a.png")]
+    assert main(["predict", *arguments]) == 0
+    found = read_label(tmp_path / "out" / "a.png")
+    labels = fcn_jax.predict(net.astype("bfloat16"), image)
+    np.testing.assert_array_equal(found, labels)
+    assert (labels != fcn_jax.predict(net, image)).any()  # Or this would tell little.
+
+
 def test_predict_compiles_ahead_and_does_without_if_that_fails(
     picture, weights, tmp_path, capsys, monkeypatch
 ):

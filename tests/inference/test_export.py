@@ -122,6 +122,21 @@ def test_export_computes_what_the_model_does(
         np.testing.assert_allclose(found, logits, rtol=0, atol=1e-4 * largest)
 
 
+def test_file_for_jax_computes_in_bfloat16_if_told(tmp_path):
+    export(tmp_path / "a.npz", NET, output="logits", dtype="bfloat16")
+    batch = picture(1, 37, 50)
+    found = load_exported(tmp_path / "a.npz")(batch)
+    logits = logits_of(NET.model, NET.params, batch)
+    error = np.abs(found - logits).max() / np.abs(logits).max()
+    assert found.dtype == np.float32 and 1e-4 < error < 2e-2
+
+
+def test_onnx_file_in_bfloat16_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="an .onnx file is written in float32"):
+        export(tmp_path / "a.onnx", NET, dtype="bfloat16")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_file_takes_sizes_that_it_was_not_checked_with(network):
     batch = picture(1, 96, 20)
     assert_labels(network(batch), logits_of(MODEL, PARAMS, batch))
@@ -361,6 +376,7 @@ REFUSED = [
     ({"output": "scores"}, "output = 'scores' is not one of labels, logits"),
     ({"platforms": ("cpu", "gpu")}, "are not all of cpu, cuda, rocm, tpu"),
     ({"platforms": ()}, "this machine has none of them"),
+    ({"dtype": "float16"}, "dtype = 'float16' is not one of float32, bfloat16"),
 ]
 
 

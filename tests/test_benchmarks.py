@@ -6,7 +6,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
+import numpy as np
 import pytest
+
+from fcn_jax import FCN, Network, save
+from fcn_jax.training.config import save_config
+from fcn_jax.training.overrides import read_config
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 TORCH = importlib.util.find_spec("torch") is not None
@@ -102,6 +108,21 @@ def test_deploy_measures_each_way(tmp_path):
     assert min(figures["bytes"].values()) > 100_000
 
 
+def test_devices_divide_the_work(tmp_path):
+    options = {"side": 32, "width": 1 / 32, "batch_size": 8}
+    figures, printed = run(tmp_path, "devices.py", **options)
+    for name in ("prediction", "step"):
+        assert [row["devices"] for row in figures[name]] == [1, 2, 4, 8]
+        assert name in printed
+    whole = figures["prediction"][0]["flops"]
+    for row in figures["prediction"]:
+        assert row["flops"] == pytest.approx(whole / row["devices"], rel=0.01)
+        assert row["collectives"] == 0
+    step = figures["step"]
+    assert step[0]["collectives"] == 0 < step[1]["collectives"]
+    assert step[3]["flops"] < step[2]["flops"] < step[1]["flops"] < step[0]["flops"]
+
+
 def test_exact_finds_equal_results(tmp_path):
     options = {"width": 1 / 32, "networks": "fcn8s-same", "images": 2}
     figures, printed = run(tmp_path, "exact.py", **options)
@@ -134,6 +155,26 @@ def test_first_result_times_the_phases_of_each_command(tmp_path):
             assert seconds["XLA"] > 0 and peak > 50e6
             assert f"{command}, {state}: " in printed
     assert figures["bytes"] > 100_000
+
+
+def test_labels_compares_float32_and_bfloat16(tmp_path):
+    config = read_config("quickstart", [])
+    config.model.width = 1 / 32
+    config.data.size = (32, 32)
+    model = FCN("fcn8s", config.data.num_classes, width=1 / 32)
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(
+        lambda x: rng.normal(0, 0.1, x.shape).astype(np.float32),
+        jax.eval_shape(model.init, jax.random.key(0), np.zeros((1, 32, 32, 3))),
+    )["params"]
+    save_config(tmp_path / "config.json", config)
+    save(tmp_path / "model.safetensors", Network(params, model))
+    figures, printed = run(tmp_path, "labels.py", run=tmp_path)
+    for dtype in ("float32", "bfloat16"):
+        assert 0 < figures[dtype]["pixel_accuracy"] < 1
+        assert f"{dtype} " in printed
+    assert 0 < figures["changed"]["of all pixels"] < 0.5
+    assert 0 < figures["changed"]["of labelled pixels"] < 0.5
 
 
 def test_mask_measures_with_and_without_sizes(tmp_path):

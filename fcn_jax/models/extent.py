@@ -31,18 +31,24 @@ def zero_outside(x: jax.Array, extent: jax.Array | None) -> jax.Array:
     return jnp.where(inside, x, 0)
 
 
-def windows(x: jax.Array, offset: jax.Array, size: tuple[int, int]) -> jax.Array:
+def windows(
+    x: jax.Array, offset: jax.Array, size: tuple[int, int], most: int
+) -> jax.Array:
     """Crop each map of a batch to one size, each at its own offset.
 
     Args:
         x: [B, H, W, C].
         offset: [B, 2] int32, the first row and column to keep of each map.
         size: height and width to keep.
+        most: the largest offset that occurs.
 
     Returns:
         [B, *size, C], zero where a window runs over the end of its map.
     """
-    x = jnp.pad(x, ((0, 0), (0, size[0]), (0, size[1]), (0, 0)))
+    surplus = [
+        max(0, side + most - n) for side, n in zip(size, x.shape[1:3], strict=True)
+    ]
+    x = jnp.pad(x, ((0, 0), *((0, n) for n in surplus), (0, 0)))
 
     def crop(x: jax.Array, offset: jax.Array) -> jax.Array:
         return lax.dynamic_slice(x, (*offset, 0), (*size, x.shape[-1]))

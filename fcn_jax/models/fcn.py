@@ -174,7 +174,8 @@ class Head(nn.Module):
             return window(x, last_offset, last_offset, shape)
         if size is None or self.crop == "corner":
             return crop_to(x, shape, self.crop)
-        return windows(x, (stride * extent - size) // 2, shape)
+        # An extent is a size over the stride, rounded up.
+        return windows(x, (stride * extent - size) // 2, shape, stride // 2)
 
 
 class FCN(nn.Module):

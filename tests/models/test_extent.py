@@ -145,6 +145,7 @@ def test_zero_outside_keeps_the_extent_alone(shape):
 
 def test_windows_start_at_their_offsets_and_end_in_zeros():
     x = np.arange(2 * 3 * 4, dtype=np.float32).reshape(2, 3, 4, 1) + 1
-    found = np.asarray(windows(jnp.asarray(x), jnp.array([[0, 1], [2, 3]]), (2, 3)))
+    offsets = jnp.array([[0, 1], [2, 3]])
+    found = np.asarray(windows(jnp.asarray(x), offsets, (2, 3), most=3))
     np.testing.assert_array_equal(found[0, ..., 0], x[0, :2, 1:4, 0])
     np.testing.assert_array_equal(found[1, ..., 0], [[x[1, 2, 3, 0], 0, 0], [0, 0, 0]])

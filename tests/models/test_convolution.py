@@ -176,17 +176,19 @@ def test_conv_sums_the_gradient_of_its_bias_in_float32():
     assert gradient(params)["bias"] == 5151
 
 
+@pytest.mark.usefixtures("branch")
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("shape", [(6, 8), (5, 7), (1, 1)], ids=str)
-def test_max_pool_shares_the_gradient_among_equal_values(shape, dtype):
+def test_max_pool_gives_the_gradient_to_the_greatest_values(shape, dtype):
     rng = np.random.default_rng(0)
     x = rng.integers(0, 3, (2, *shape, 3)).astype(np.float32)
     y, pull_back = jax.vjp(max_pool, jnp.asarray(x, dtype))
     g = 12 * rng.integers(1, 9, y.shape).astype(np.float32)  # Exact when divided.
     (gradient,) = pull_back(jnp.asarray(g, dtype))
+    gradient = np.asarray(gradient, np.float32)
     for b, i, j, c in np.ndindex(y.shape):
         under = np.s_[b, 2 * i : 2 * i + 2, 2 * j : 2 * j + 2, c]
         best = x[under] == x[under].max()
         assert y[b, i, j, c] == x[under].max()
-        expected = best * (g[b, i, j, c] / best.sum())
-        np.testing.assert_array_equal(np.asarray(gradient[under], np.float32), expected)
+        assert gradient[under].sum() == g[b, i, j, c]
+        assert ((gradient[under] > 0) == best).all()

@@ -66,7 +66,7 @@ def conv(x: jax.Array, kernel: jax.Array, padding: Padding) -> jax.Array:
         return _bits(y.astype(dtype)).reshape(strips.images, strips.rows, w, filters)
 
     y = lax.map(convolve, jnp.arange(strips.count(b)))
-    y = y.reshape(-1, strips.parts, *y.shape[1:]).swapaxes(1, 2)  # One of both is 1.
+    y = y.reshape(-1, strips.parts, *y.shape[1:]).swapaxes(1, 2)  # One of the two is 1.
     return _values(y.reshape(b, -1, w, filters)[:, :h], dtype)
 
 
@@ -104,7 +104,7 @@ def kernel_gradient(
     x = strips.filled(_padded(_bits(x), sides, padding), h)
     g = strips.filled(_bits(g), h)
     columns = kw * x.shape[-1]
-    transposed = dtype == jnp.bfloat16  # At once, as products want it.
+    transposed = dtype == jnp.bfloat16  # So that each product finds rows in memory.
     if transposed:
         g = g.transpose(3, 0, 1, 2)
 

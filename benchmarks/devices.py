@@ -71,7 +71,7 @@ def prediction(args: argparse.Namespace) -> Any:
     whole, split = prediction_shardings(args.batch_size)
     net = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole),
-        Network(shapes(model), model),
+        Network(harness.parameter_shapes(model), model),
     )
     image = args.batch_size, args.side, args.side, 3
     image = jax.ShapeDtypeStruct(image, jnp.uint8, sharding=split)
@@ -86,15 +86,12 @@ def training(args: argparse.Namespace) -> Any:
         "image": jax.ShapeDtypeStruct((*sides, 3), jnp.uint8),
         "label": jax.ShapeDtypeStruct(sides, jnp.int32),
     }
-    state = jax.eval_shape(lambda params: init_state(params, TX), shapes(model))
+    state = jax.eval_shape(
+        lambda params: init_state(params, TX), harness.parameter_shapes(model)
+    )
     key = jax.eval_shape(lambda: jax.random.key(0))
     step = parallel.step(functools.partial(make_train_step, model, TX))
     return step.lower(state, batch, key).compile()
-
-
-def shapes(model: FCN) -> Any:
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    return jax.eval_shape(model.init, key, jnp.zeros((1, 32, 32, 3)))["params"]
 
 
 def figures(program: Any) -> dict[str, float]:

@@ -56,6 +56,13 @@ def random_network(model: FCN) -> Network:
     return Network(unflatten_dict(params, sep="/"), model)
 
 
+def parameter_shapes(model: FCN) -> Any:
+    """Return the parameters of a model as `jax.ShapeDtypeStruct`."""
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    image = jnp.zeros((1, 32, 32, model.in_channels))
+    return jax.eval_shape(model.init, key, image)["params"]
+
+
 def time_in_turns(
     runs: dict[Name, Callable[[], Any]],
     *,

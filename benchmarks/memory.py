@@ -128,7 +128,7 @@ def shapes(
         "label": jax.ShapeDtypeStruct((batch_size, side, side), jnp.int32),
     }
     key = jax.eval_shape(lambda: jax.random.key(0))
-    params = jax.eval_shape(model.init, key, jnp.zeros((1, 32, 32, 3)))["params"]
+    params = harness.parameter_shapes(model)
     state = jax.eval_shape(lambda p: init_state(p, TX, freeze=freeze), params)
     return state, batch, key
 

@@ -211,7 +211,7 @@ def compile_case(
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(hlo, "utf-8")
     found = find_collectives(hlo)
-    params = parameter_shapes(model)
+    params = harness.parameter_shapes(model)
     failures = check_branch(lowered.as_text(), case, params)
     failures += check_collectives(found, case, params, mesh.size)
     row |= {
@@ -241,11 +241,6 @@ def make_model(args: argparse.Namespace, case: Case) -> FCN:
     return FCN("fcn8s", width=args.width, pool_scales=(0.01, 0.001), **options)
 
 
-def parameter_shapes(model: FCN) -> Any:
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    return jax.eval_shape(model.init, key, jnp.zeros((1, 32, 32, 3)))["params"]
-
-
 def lower(
     args: argparse.Namespace, case: Case, model: FCN, mesh: Mesh, per_chip: int
 ) -> Any:
@@ -262,7 +257,7 @@ def lower(
     batch = {"image": inputs(args.side, args.side, 3, dtype=jnp.uint8)}
     if case.size:
         batch["size"] = inputs(2)
-    params = parameter_shapes(model)
+    params = harness.parameter_shapes(model)
     if not case.mode:
         params = jax.tree.map(lambda x: placed(x, whole), params)
         traced = labels_of.trace(Network(params, model), *batch.values())

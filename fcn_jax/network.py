@@ -99,8 +99,7 @@ class Network:
 
             labels = fcn_jax.predict(net.astype("bfloat16"), "cat.jpg")
         """
-        if dtype not in DTYPES:
-            raise ValueError(f"dtype = {dtype!r} is not one of {', '.join(DTYPES)}")
+        check_dtype(dtype)
         net = self.replace(model=self.model.clone(dtype=jnp.dtype(dtype)))
         same = all(x.dtype == dtype for x in jax.tree.leaves(net))
         return net if same else _cast(net, dtype)
@@ -117,6 +116,12 @@ class Network:
         It is class 0 where that is called "background", in any case, or has no name.
         """
         return 0 if self.names[0].lower() in ("background", "class 0") else None
+
+
+def check_dtype(dtype: str) -> None:
+    """Raise ValueError unless a network can compute in a dtype."""
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype = {dtype!r} is not one of {', '.join(DTYPES)}")
 
 
 @partial(jax.jit, static_argnums=1)

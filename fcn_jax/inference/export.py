@@ -32,7 +32,7 @@ from fcn_jax.inference.programs import resized_scores
 from fcn_jax.models.fcn import FCN
 from fcn_jax.models.geometry import body_extents
 from fcn_jax.models.vgg import PIXEL_SIZE
-from fcn_jax.network import DTYPES, Network, Palette
+from fcn_jax.network import Network, Palette, check_dtype
 from fcn_jax.visualize import colormap
 from fcn_jax.weights.load import arrays_of
 
@@ -150,8 +150,7 @@ def export(
         raise ValueError(
             f"platforms = {tuple(platforms)} are not all of {', '.join(PLATFORMS)}"
         )
-    if dtype not in DTYPES:
-        raise ValueError(f"dtype = {dtype!r} is not one of {', '.join(DTYPES)}")
+    check_dtype(dtype)
     if Path(path).suffix == ".onnx" and dtype != "float32":
         raise ValueError(
             f"{path}: an .onnx file is written in float32; a runtime such as OpenVINO "

@@ -56,12 +56,11 @@ def conv(x: jax.Array, kernel: jax.Array, padding: Padding) -> jax.Array:
 
     def convolve(i: jax.Array) -> jax.Array:
         patches = _shifts(strips.cut(x, i, kh - 1), kw, 2, 3)
-        parts = _moved_down(patches, kh)
         if together:
-            parts = [jnp.concatenate(parts, axis=-1)]
+            patches = _shifts(patches, kh, 1, 3)
         y = sum(
             _product(_values(part, dtype), row)
-            for part, row in zip(parts, kernel, strict=True)
+            for part, row in zip(_moved_down(patches, len(kernel)), kernel, strict=True)
         )
         return _bits(y.astype(dtype)).reshape(strips.images, strips.rows, w, filters)
 

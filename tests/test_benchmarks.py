@@ -276,7 +276,7 @@ def test_speed_measures_fcn_jax_and_compares_it_with_torch(tmp_path):
 
 
 @pytest.mark.skipif(not LIBTPU, reason="libtpu is not installed")
-def test_topologies_finds_one_all_reduce_of_all_gradients(tmp_path):
+def test_topologies_finds_each_gradient_summed_once(tmp_path):
     options = {"side": 32, "width": 1 / 32, "per_chip": 2, "hlo": tmp_path}
     options |= {"topologies": "v5e:2x2", "cases": "plain"}
     figures, printed = run(tmp_path, "topologies.py", **options)
@@ -286,10 +286,12 @@ def test_topologies_finds_one_all_reduce_of_all_gradients(tmp_path):
     body = [(9, 3, 2), (9, 2, 2), (9, 2, 4), (9, 4, 4), (9, 4, 8), (9, 8, 8)]
     body += [(9, 8, 8), (9, 8, 16), *[(9, 16, 16)] * 5, (49, 16, 128), (1, 128, 128)]
     scores = [(1, channels, 21) for channels in (128, 16, 8)]
-    parameters = sum(k * i * o + o for k, i, o in body + scores)
+    kernels = sum(k * i * o for k, i, o in body + scores)
+    parameters = kernels + sum(o for _, _, o in body + scores)
     sums = [x["values"] for x in row["collectives"] if x["kind"] == "all-reduce"]
-    assert max(sums) == parameters
-    assert sum(sums) < parameters + 10  # The loss and the counts.
+    # In bfloat16; the biases, in float32, are summed beside the loss.
+    assert max(sums) == kernels
+    assert parameters <= sum(sums) < parameters + 10  # The loss and the counts.
     assert len(sums) == len(row["collectives"])
     assert row["failures"] == []
     assert 12 * parameters < row["memory"] < 2**30  # Parameters and AdamW's moments.
